@@ -1,0 +1,52 @@
+"""Move PEFT modules between pretrained hosts, and measure what they are worth there.
+
+The names below are imported on first use, so that ``import peftport`` and ``peftport --help``
+stay fast: nothing here imports torch until it is needed.
+
+>>> import peftport
+>>> peftport.__version__
+'0.1.0'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftport.data.datasets import load_dataset as load_dataset
+    from peftport.formats import load_module as load_module
+    from peftport.formats import save_module as save_module
+    from peftport.hosts.load import inspect_host as inspect_host
+    from peftport.hosts.load import load_host as load_host
+    from peftport.methods.attach import attach as attach
+    from peftport.methods.base import Module as Module
+    from peftport.port import apply_port as apply_port
+    from peftport.port import plan_port as plan_port
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Module": "peftport.methods.base",
+    "apply_port": "peftport.port",
+    "attach": "peftport.methods.attach",
+    "inspect_host": "peftport.hosts.load",
+    "load_dataset": "peftport.data.datasets",
+    "load_host": "peftport.hosts.load",
+    "load_module": "peftport.formats",
+    "plan_port": "peftport.port",
+    "save_module": "peftport.formats",
+}
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'peftport' has no attribute '{name}'")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,261 @@
+"""``peftport study``: run, resume, inspect and export a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from peftport.cli.options import echo_json, echo_table, json_option, quiet_option
+from peftport.errors import InputError, RunError
+from peftport.study.store import Store
+
+_STORE = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+
+
+@click.group()
+def study() -> None:
+    """Run, resume, inspect and export a study.
+
+    \b
+    Example:
+      peftport study run quick --store runs/quick
+      peftport study status runs/quick
+      peftport study export runs/quick --format csv -o quick.csv
+    """
+
+
+@study.command()
+@click.argument("name", metavar="NAME|FILE.yaml")
+@click.option("--store", "folder", metavar="DIR", type=click.Path(path_type=Path),
+              help="Where results are kept.")  # fmt: skip
+@click.option("--executor", default="local", show_default=True, help="Where units are done.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and compute nothing.")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Do at most N units.")
+@click.option("--retry-failed", is_flag=True, help="Try failed runs again.")
+@json_option
+@quiet_option
+def run(
+    name: str,
+    folder: Path | None,
+    executor: str,
+    dry_run: bool,
+    limit: int | None,
+    retry_failed: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run a study, or go on with it: only what is missing is done.
+
+    NAME is a shipped study (quick, mini, paper, ...) or a YAML file. Stop it at any time; at most
+    the unit in flight is lost.
+
+    \b
+    Example:
+      peftport study run quick --store runs/quick
+      peftport study run mini --dry-run
+    """
+    from peftport.study.files import find_study
+
+    chosen = find_study(name)
+    if folder is None and not dry_run:
+        raise InputError("--store is missing; give the folder that results are kept in")
+    if folder is not None:
+        Store.check_grid(folder, chosen)
+    from peftport.study.drive import Options, prepare, run_study
+    from peftport.study.executors.base import executors
+
+    executors.get(executor)
+    prepared = prepare(chosen)
+    if dry_run:
+        _show_plan(prepared, as_json)
+        return
+    assert folder is not None
+    if not quiet:
+        _show_guard(prepared.materials.guard)
+    status = run_study(prepared, folder, Options(executor, limit, retry_failed, quiet))
+    if as_json:
+        echo_json(status)
+    elif not quiet:
+        click.echo(_line(status))
+    if status["failed"]:
+        raise RunError(
+            f"{status['failed']} of {status['planned']} runs failed ({status['errors'][0]}); "
+            "the others are stored; try those again with --retry-failed"
+        )
+
+
+@study.command()
+@_STORE
+@json_option
+@quiet_option
+def status(folder: Path, as_json: bool, quiet: bool) -> None:
+    """Runs planned, done, failed and missing.
+
+    \b
+    Example:
+      peftport study status runs/quick --json
+    """
+    with Store.read(folder) as store:
+        found = store.status()
+        notes = store.notes
+    if as_json:
+        echo_json({**found, "notes": notes})
+        return
+    states = ("planned", "done", "failed", "missing")
+    lines = [(kind, *(counts[s] for s in states)) for kind, counts in found["kinds"].items()]
+    lines.append(("all runs", *(found[s] for s in states)))
+    lines.append(("trainings", *(found["trainings"][s] for s in states)))
+    click.echo(f"study {found['study']} ({found['grid']})")
+    echo_table(("", *states), lines)
+    for text in [*(f"failed: {error}" for error in found["errors"]), *notes]:
+        click.echo(text)
+
+
+@study.command()
+@_STORE
+@click.option("--format", "kind", type=click.Choice(["csv", "parquet"]), default="csv",
+              show_default=True, help="Kind of file.")  # fmt: skip
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path),
+              help="File to write.")  # fmt: skip
+@quiet_option
+def export(folder: Path, kind: str, output: Path, quiet: bool) -> None:
+    """Write one line per finished run, budget and metric.
+
+    \b
+    Example:
+      peftport study export runs/quick --format csv -o quick.csv
+    """
+    from peftport.study.export import export as write
+
+    with Store.read(folder) as store:
+        lines = write(store, kind, output)
+        missing = store.status()["missing"]
+    if not quiet:
+        note = f"; {missing} runs are missing" if missing else ""
+        click.echo(f"wrote {lines} lines to {output}{note}", err=True)
+
+
+@study.command()
+@_STORE
+@click.argument("key", metavar="RUN")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="New folder.")
+@click.option("--budget", type=click.IntRange(min=0), help="Steps on the target; default the last.")
+@quiet_option
+def module(folder: Path, key: str, output: Path, budget: int | None, quiet: bool) -> None:
+    """Write a module of a study as a folder in its library's format.
+
+    RUN is the beginning of a key, as in the export's column 'key'. Modules after the last budget
+    are kept; those of earlier budgets are made again and must equal what was measured.
+
+    \b
+    Example:
+      peftport study module runs/quick 3fa9c1 -o lora-on-base
+    """
+    from peftport.cli.options import new_folder
+
+    new_folder(output)
+    with Store.read(folder) as store:
+        full = store.find(key)
+        budgets = store.budgets(full)
+        at = budgets[-1] if budget is None else budget
+        if at not in budgets:
+            raise InputError(f"run {key} has budgets {', '.join(map(str, budgets))}; got {at}")
+        from peftport.study.drive import save
+
+        save(store, full, at, output)
+    if not quiet:
+        click.echo(f"wrote the module of {full[:12]} after {at} steps to {output}", err=True)
+
+
+@study.command()
+@_STORE
+@quiet_option
+def rates(folder: Path, quiet: bool) -> None:
+    """Print the learning rates that a finished search chose, as part of a study file.
+
+    \b
+    Example:
+      peftport study rates runs/quick-rates > quick-rates-chosen.yaml
+    """
+    from peftport.study.chosen import chosen_rates
+    from peftport.study.trials import trials
+
+    with Store.read(folder) as store:
+        chosen = chosen_rates(store.study, trials(store))
+    click.echo(yaml.safe_dump(chosen, sort_keys=False, width=100, allow_unicode=True), nl=False)
+
+
+@study.command()
+@_STORE
+@click.argument("key", metavar="KEY")
+@quiet_option
+def explain(folder: Path, key: str, quiet: bool) -> None:
+    """Print everything that can move the numbers of a run: what its key is the digest of.
+
+    \b
+    Example:
+      peftport study explain runs/quick 3fa9c1
+    """
+    with Store.read(folder) as store:
+        full = store.find(key)
+        facts: dict[str, Any] = {"key": full, "ingredients": store.ingredients(full)}
+        failure = store.failures().get(full)
+    echo_json({**facts, "traceback": failure} if failure else facts)
+
+
+def _line(found: dict[str, Any]) -> str:
+    grid = found["kinds"].get("grid", found["kinds"].get("rate", {}))
+    return (
+        f"{found['done']} done · {found['missing']} to run · {found['failed']} failed "
+        f"({grid.get('planned', 0)} runs of the grid, {found['planned']} in all, "
+        f"{found['trainings']['planned']} distinct trainings)"
+    )
+
+
+def _show_guard(guard: Any) -> None:
+    parts = ", ".join(f"{name} {count}" for name, count in guard.items())
+    click.echo(f"leak guard: no text shared between parts ({parts})", err=True)
+
+
+def _show_plan(prepared: Any, as_json: bool) -> None:
+    from peftport.study.progress import duration
+
+    kinds: dict[str, int] = {}
+    for row, _ in prepared.plan.rows:
+        kinds[row.kind] = kinds.get(row.kind, 0) + 1
+    facts = {
+        "study": prepared.planned.study.name,
+        "grid": prepared.planned.study.digest,
+        "runs": kinds,
+        "trainings": len(prepared.plan.trainings),
+        "units": len(prepared.plan.trainings),
+        "sources": len(prepared.plan.waves[0]),
+        "estimate_s": round(prepared.estimate_s),
+        "guard": dict(prepared.materials.guard),
+    }
+    if as_json:
+        echo_json(facts)
+        return
+    rows: list[tuple[str, Any]] = [(f"{kind} runs", count) for kind, count in kinds.items()]
+    rows += [
+        ("distinct trainings", facts["trainings"]),
+        ("of these source modules", facts["sources"]),
+        ("units", facts["units"]),
+        ("time on two cores", f"about {duration(prepared.estimate_s)}"),
+    ]
+    echo_table((f"study {facts['study']}", facts["grid"]), rows)
+    for name, note in _left_out(prepared):
+        click.echo(f"{name}: {note}")
+
+
+def _left_out(prepared: Any) -> list[tuple[str, str]]:
+    """Hosts without a head, where inits about the head make no sense."""
+    wanted = {*prepared.planned.study.inits, *prepared.planned.study.extras.ablation_inits}
+    heads = sorted(wanted & {"head-only", "body-only", "probe"})
+    if not heads:
+        return []
+    note = f"answers with a word and has no head, so {', '.join(heads)} are left out"
+    return [(host, note) for host in sorted(prepared.materials.words)]

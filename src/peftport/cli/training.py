@@ -1,0 +1,114 @@
+"""Train one module, measure it, and write it with a card."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from peftport import __version__
+from peftport.cli.card import module_card
+from peftport.data.datasets import Dataset
+from peftport.data.tasks import Task, encode
+from peftport.formats import library_for, save_module
+from peftport.formats.files import new_folder
+from peftport.hosts.load import Host
+from peftport.hosts.spec import HostSpec
+from peftport.methods.base import MethodConfig, Module
+from peftport.train.evaluate import class_scores
+from peftport.train.metrics import metrics
+from peftport.train.reference import TrainSpec, fresh_module, train
+
+#: a progress bar moves so often; each move costs a copy of the module
+TICKS = 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained module and what is known of it.
+
+    Attributes:
+        module: the module; its notes hold the facts below.
+        spec: its host.
+        facts: host, data, task, training and scores, as JSON.
+        seconds: how long the training took.
+    """
+
+    module: Module
+    spec: HostSpec
+    facts: dict[str, Any]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.facts, "seconds": round(self.seconds, 1)}
+
+    def sentence(self) -> str:
+        """One line for a terminal."""
+        scores, data = self.facts["scores"], self.facts["data"]
+        return (
+            f"{self.facts['method']['method']} on {self.facts['host']['name']}: balanced accuracy "
+            f"{scores['balanced_accuracy']:.3f}, AUC {scores['auc']:.3f} on {data['test']} test "
+            f"sentences ({self.facts['training']['steps']} steps in {self.seconds:.0f} s)."
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the module and its card; the folder appears whole or not at all."""
+        with new_folder(folder, overwrite=False) as made:
+            save_module(self.module, made, spec=self.spec)
+            library, _ = library_for(self.module, self.spec)
+            card = module_card(self.facts, library)
+            (made / "README.md").write_text(card, encoding="utf-8")
+
+
+def run_training(
+    host: Host, config: MethodConfig, dataset: Dataset, task: Task, spec: TrainSpec, *, quiet: bool
+) -> Trained:
+    """Train on source-train, score the test split.
+
+    Raises:
+        InputError: a split without examples.
+        RunError: the training diverged.
+    """
+    learn, test = dataset.split("source-train"), dataset.split("test")
+    texts = encode(host.tokenizer, [example.text for example in learn], task)
+    labels = [example.label for example in learn]
+    ticks = sorted({round(spec.steps * i / TICKS) for i in range(1, TICKS + 1)})
+    start = fresh_module(host, config, spec.seed)
+    began = time.monotonic()
+    hidden = quiet or not sys.stderr.isatty()
+    with tqdm(total=spec.steps, unit="step", desc=config.method, disable=hidden) as bar:
+        for step, reached in train(host, start, texts, labels, spec, ticks):
+            bar.update(step - bar.n)
+            module = reached
+    seconds = time.monotonic() - began
+    truth = np.array([example.label for example in test])
+    encoded = encode(host.tokenizer, [example.text for example in test], task)
+    facts = {
+        "peftport": __version__,
+        "method": module.config.to_json(),
+        "parameters": module.size,
+        "host": {
+            "name": host.ref,
+            "family": host.spec.family,
+            "head": host.head,
+            "fingerprint": host.spec.fingerprint,
+        },
+        "data": {
+            "name": dataset.name,
+            "digest": dataset.digest,
+            "classes": list(dataset.classes),
+            "train": len(learn),
+            "test": len(test),
+        },
+        "task": task.to_json(),
+        "training": asdict(spec),
+        "scores": metrics(class_scores(host, module, encoded), truth),
+        "host_alone": metrics(class_scores(host, None, encoded), truth),
+    }
+    notes = {**facts, "head": host.head}  # the kind of head decides the format
+    return Trained(replace(module, notes=notes), host.spec, facts, seconds)

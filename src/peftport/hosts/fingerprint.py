@@ -1,0 +1,120 @@
+"""Identity of a host: digests of its weights and of its tokenizer, read without building it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from peftport.errors import InputError
+
+#: task heads belong to a module, not to the host
+_HEADS = ("classifier.", "score.", "cls.", "classification_head.", "qa_outputs.")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a host, in the order of their index. Pickles are refused."""
+    single = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise InputError(f"'{index}' names the shard '{name}', which is not in '{folder}'")
+        return [folder / name for name in names]
+    if any(folder.glob("*.bin")):
+        raise InputError(
+            f"'{folder}' holds pickled weights only; convert them to safetensors first"
+        )
+    raise InputError(f"no model.safetensors in '{folder}'; give the folder of a transformers model")
+
+
+def body_tensors(folder: Path, prefix: str) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Name (without ``prefix.``) and loader of every body tensor of a host, sorted by name.
+
+    Args:
+        folder: a transformers model folder.
+        prefix: the architecture's base_model_prefix, which checkpoints of task models carry.
+    """
+    found: dict[str, tuple[Path, str]] = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in list(tensors.keys()):
+                    name = key.removeprefix(f"{prefix}.") if prefix else key
+                    if not name.startswith(_HEADS) and not name.endswith("position_ids"):
+                        found[name] = (file, key)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"cannot read '{file}': {error}; download the file again") from None
+
+    def loader(file: Path, key: str) -> Callable[[], Tensor]:
+        def load() -> Tensor:
+            with safe_open(file, framework="pt") as tensors:
+                return tensors.get_tensor(key)
+
+        return load
+
+    for name in sorted(found):
+        yield name, loader(*found[name])
+
+
+def weight_fingerprint(folder: Path, prefix: str) -> str:
+    """Fingerprint of a model folder; one tensor is in memory at a time.
+
+    Raises InputError when a weight is NaN or infinite.
+    """
+    return _digest(body_tensors(folder, prefix), str(folder))
+
+
+def model_fingerprint(model: nn.Module, prefix: str) -> str:
+    """Fingerprint of a model in memory: equal to that of the folder it was loaded from."""
+    weights = {name.removeprefix(f"{prefix}."): p for name, p in model.named_parameters()}
+    body = sorted(name for name in weights if not name.startswith(_HEADS))
+    return _digest(
+        ((name, partial(weights[name].detach().cpu)) for name in body), type(model).__name__
+    )
+
+
+def _digest(tensors: Iterable[tuple[str, Callable[[], Tensor]]], where: str) -> str:
+    """SHA-256 over names, shapes and float32 values; tied copies of the embedding are left out."""
+    h = hashlib.sha256()
+    embedding = b""
+    rows: dict[str, bytes] = {}
+    for name, load in tensors:
+        if name.endswith("embed_tokens.weight"):
+            continue
+        tensor = load().to(torch.float32)
+        if not torch.isfinite(tensor).all():
+            raise InputError(
+                f"weight '{name}' of '{where}' holds NaN or infinity; get a sound copy"
+            )
+        values = hashlib.sha256(tensor.contiguous().numpy().data).digest()
+        if name == "shared.weight":
+            embedding = values
+        rows[f"{name}{tuple(tensor.shape)}"] = values
+    for name, values in rows.items():
+        if not (name.startswith("lm_head.weight") and values == embedding):
+            h.update(name.encode() + values)
+    return h.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 over what decides the ids: vocabulary, merges, normaliser, special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        facts = json.dumps(sorted(tokenizer.get_vocab().items()))
+    else:
+        parts = json.loads(backend.to_str())
+        parts.pop("truncation", None)  # set by the call, not by the host
+        parts.pop("padding", None)
+        facts = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()

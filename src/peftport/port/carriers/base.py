@@ -1,0 +1,174 @@
+"""The contract of a carrier: what a strategy must know of a method to move it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from peftport.errors import InputError
+from peftport.hosts.spec import HostSpec, Site
+from peftport.methods.base import MethodConfig, State
+from peftport.port.maps import Affine
+from peftport.port.spaces import Pair, Space
+from peftport.registry import Registry
+
+
+@dataclass(frozen=True)
+class Link:
+    """A target site and the source site whose parameters it gets."""
+
+    source: Site
+    target: Site
+
+
+@dataclass(frozen=True)
+class Points:
+    """What is known of the activations in a pair of spaces.
+
+    Attributes:
+        mean, covariance: of the target's, [d_t] and [d_t, d_t].
+        sample_source, sample_target: some of the positions, [N, d_s] and [N, d_t].
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    sample_source: Tensor
+    sample_target: Tensor
+
+
+class Maps(ABC):
+    """Coordinates of one host in those of another: what a map-based strategy supplies."""
+
+    @abstractmethod
+    def read(self, pair: Pair, *, intercept: bool = True) -> Affine:
+        """Target's coordinates -> source's, [d_t, d_s]."""
+
+    @abstractmethod
+    def write(self, pair: Pair) -> Affine:
+        """Source's coordinates -> target's, [d_s, d_t]."""
+
+    def points(self, pair: Pair) -> Points | None:
+        """Activations, where the strategy has seen any."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What is worth knowing about the maps that were used; JSON-able."""
+        return {}
+
+
+@dataclass
+class Carried:
+    """Parameters in the target's shapes, and what is worth knowing about how they came about.
+
+    Attributes:
+        state, head: as in :class:`peftport.methods.base.Module`.
+        facts: JSON-able.
+    """
+
+    state: State
+    head: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Carrier(ABC):
+    """What a method's parameters mean in the coordinates of a host."""
+
+    name: ClassVar[str]
+
+    def resize(self, config: Any, source: HostSpec, target: HostSpec) -> MethodConfig:
+        """The config of the module on the target: the same inner size (rank, prefix length,
+        bottleneck width) as on the source, so that nothing is cut that need not be."""
+        return config
+
+    @abstractmethod
+    def spaces(self, spec: HostSpec, site: Site, config: Any) -> dict[str, Space]:
+        """Spaces that the parameters of a site live in, by use."""
+
+    @abstractmethod
+    def carry(
+        self,
+        config: Any,
+        state: State,
+        links: Sequence[tuple[Link, Mapping[str, Pair]]],
+        maps: Maps,
+    ) -> Carried:
+        """The state in the target's coordinates.
+
+        Args:
+            config: of the source module.
+            state: of the source module.
+            links: target sites in order, with the pair of spaces for each use.
+            maps: between the coordinates.
+        """
+
+    @abstractmethod
+    def size(self, config: Any, state: State, site: str) -> float:
+        """Size of a site's parameters without any data: a Frobenius norm of what they do."""
+
+    @abstractmethod
+    def effects(
+        self, config: Any, state: State, site: str, points: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        """Root mean square of what the module adds at a site, relative to what it is added to.
+
+        Args:
+            points: activations of the plain host by use, [N, d].
+
+        Returns:
+            One number for each part that can be scaled on its own.
+        """
+
+    @abstractmethod
+    def scaled(
+        self, tensors: Mapping[str, Tensor], factors: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """A site's tensors with each part's effect scaled."""
+
+
+carriers: Registry[type[Carrier]] = Registry("carrier", "peftport.port.carriers")
+
+
+def carrier_of(method: str) -> Carrier:
+    """Raises InputError where porting does not know the method."""
+    if method not in carriers:
+        raise InputError(
+            f"porting does not know the method '{method}'; known: {', '.join(carriers.names())}"
+        )
+    return carriers.get(method)()
+
+
+def input_site(spec: HostSpec, site: Site) -> Site:
+    """The one site that stands for all linears with the same input (q, k, v of a self-attention;
+    k, v of a cross-attention; gate, up), so that its activations are collected once."""
+    first = {"k": "q", "v": "q"} if site.block == "self_attn" else {"v": "k", "gate": "up"}
+    role = first.get(site.role, site.role)
+    name = f"{site.stack}.{site.layer}.{site.block}.{role}"
+    return spec.by_name.get(name, site)
+
+
+def sibling(spec: HostSpec, site: Site, role: str) -> Site:
+    """The site of another role in the same block."""
+    return spec.site(f"{site.stack}.{site.layer}.{site.block}.{role}")
+
+
+def rms(x: Tensor) -> float:
+    """x [N, d] -> square root of the mean square"""
+    return float(x.double().square().mean().sqrt())
+
+
+def ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
+
+
+def cast_like(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """float64 results in the dtype of the tensors they replace."""
+    return {name: t.to(like[name].dtype).contiguous() for name, t in tensors.items()}
+
+
+def doubles(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().to(torch.float64) for name, t in tensors.items()}

@@ -1,0 +1,461 @@
+"""Where a study keeps its rows, scores and modules: a folder with one SQLite file.
+
+Contract (tested by :class:`peftport.testing.contracts_store.StoreContract`):
+
+- a unit's results enter in one transaction; a killed writer loses at most the unit in flight;
+- one writer at a time, readers at any time;
+- a finished result is never changed or deleted: giving it again does nothing, and is noted when
+  its numbers differ;
+- a store belongs to one grid and one plan, and refuses every other;
+- what is exported depends on the numbers alone: not on times, attempts, order or interruptions.
+
+This file never imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import yaml
+
+from peftport.errors import InputError
+from peftport.study import database as db
+from peftport.study.grid import Study, study_from, to_mapping
+from peftport.study.planned import Outcome, Planned
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_STATES = ("planned", "done", "failed", "missing")
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """A study's folder; open it with :meth:`read` or :meth:`write` and use it in ``with``."""
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: int | None) -> None:
+        self.folder = folder
+        self._db = connection
+        self._lock = lock
+
+    # -- open and close ---------------------------------------------------------------------
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Open for reading, also while another process writes.
+
+        Raises:
+            InputError: no store there, or one of a newer peftport, or damaged.
+        """
+        if not (folder / db.DATABASE).is_file():
+            raise InputError(
+                f"no store in '{folder}'; make one with: peftport study run NAME --store {folder}"
+            )
+        with db.one_line_errors(folder):
+            store = cls(folder, db.connect(folder, write=False), None)
+            if not store._is_made():
+                raise InputError(f"the store in '{folder}' is empty; run its study first")
+            store._check_version()
+        return store
+
+    @classmethod
+    def write(cls, folder: Path, planned: Planned) -> Self:
+        """Open as the only writer; made when there is none.
+
+        Raises:
+            InputError: another writer, another grid, another plan, or a folder that cannot be
+                written or holds something else.
+        """
+        with db.one_line_errors(folder):
+            _check_folder(folder)
+            (folder / db.MODULES).mkdir(parents=True, exist_ok=True)
+            lock = db.lock(folder)
+            store = cls(folder, db.connect(folder, write=True), lock)
+            try:
+                if store._is_made():
+                    store._check_version()
+                    store._check_same(planned)
+                else:
+                    store._make(planned)
+            except BaseException:
+                store.close()
+                raise
+            for left_over in (folder / db.MODULES).glob("*.tmp"):
+                left_over.unlink()
+        return store
+
+    @classmethod
+    def check_grid(cls, folder: Path, study: Study) -> None:
+        """Raises InputError when a store is there and holds another grid; writes nothing."""
+        if (folder / db.DATABASE).is_file():
+            with db.one_line_errors(folder):
+                connection = db.connect(folder, write=False)
+                with cls(folder, connection, None) as store:
+                    if store._is_made():
+                        store._check_version()
+                        store._check_grid(study)
+        elif folder.exists():
+            with db.one_line_errors(folder):
+                _check_folder(folder)
+
+    def close(self) -> None:
+        self._db.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- what it holds ----------------------------------------------------------------------
+
+    @property
+    def study(self) -> Study:
+        return study_from(self._meta("study"), db.STUDY, Path(self._meta("base")))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Hosts, data and numerics of the plan."""
+        return dict(self._meta("facts"))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Threads, versions and machine at the store's creation."""
+        return dict(self._meta("environment"))
+
+    @property
+    def guard(self) -> dict[str, int]:
+        """What the leak guard looked at and dropped."""
+        return dict(self._meta("guard"))
+
+    @property
+    def notes(self) -> list[str]:
+        """What happened that should not have: differing duplicates, other versions."""
+        return [note for (note,) in self._all("SELECT note FROM notes ORDER BY id")]
+
+    @property
+    def dates(self) -> tuple[str, str]:
+        """When the store was made and when its last result came (empty without one), UTC."""
+        last = self._all("SELECT coalesce(max(finished), '') FROM results")[0][0]
+        return str(self._meta("created")), str(last)
+
+    def states(self) -> dict[str, str]:
+        """Key to ``done`` or ``failed``; keys without a result are missing."""
+        return dict(self._all("SELECT key, status FROM results"))
+
+    def seconds(self) -> dict[str, float]:
+        """Key to the seconds that its unit took."""
+        return dict(self._all("SELECT key, seconds FROM results WHERE status = 'done'"))
+
+    def status(self) -> dict[str, Any]:
+        """How many runs are planned, done, failed and missing, in all and by kind, and how many
+        distinct trainings they share."""
+        counts = self._all(
+            "SELECT kind, coalesce(status, 'missing'), count(*) FROM rows "
+            "LEFT JOIN results ON rows.key = results.key GROUP BY 1, 2 ORDER BY min(rows.id)"
+        )
+        kinds: dict[str, dict[str, int]] = {}
+        for kind, status, count in counts:
+            of_kind = kinds.setdefault(kind, dict.fromkeys(_STATES, 0))
+            of_kind[status] += count
+            of_kind["planned"] += count
+        states = list(self.states().values())
+        planned = self._all("SELECT count(*) FROM trainings")[0][0]
+        trainings = {name: states.count(name) for name in ("done", "failed")}
+        return {
+            "study": self.study.name,
+            "grid": self._meta("grid"),
+            **{name: sum(of_kind[name] for of_kind in kinds.values()) for name in _STATES},
+            "kinds": kinds,
+            "trainings": {
+                "planned": planned, **trainings, "missing": planned - sum(trainings.values()),
+            },
+            "errors": sorted({error for (error,) in self._all(
+                "SELECT error FROM results WHERE status = 'failed'"
+            )}),
+        }  # fmt: skip
+
+    def rows(self) -> pd.DataFrame:
+        """One line per planned run: its columns, ``key``, ``status`` and ``error``."""
+        import pandas as pd
+
+        columns = (
+            "kind method source target data seed source_seed init budgets lr head_lr key"
+        ).split()
+        query = (
+            f"SELECT {', '.join('rows.' + c for c in columns)}, "
+            "coalesce(status, 'missing'), coalesce(error, ''), coalesce(parameters, 0) "
+            "FROM rows LEFT JOIN results ON rows.key = results.key ORDER BY rows.id"
+        )
+        frame = pd.DataFrame(self._all(query), columns=[*columns, "status", "error", "parameters"])
+        frame["budgets"] = [tuple(json.loads(text)) for text in frame["budgets"]]
+        return frame
+
+    def frame(self) -> pd.DataFrame:
+        """One line per finished run, budget and metric; see :mod:`peftport.study.export`."""
+        from peftport.study.export import long_frame
+
+        return long_frame(self)
+
+    def labels(self) -> np.ndarray:
+        """Class of every measured sentence  [N]."""
+        rows = self._all("SELECT label FROM sentences ORDER BY position")
+        return np.array([label for (label,) in rows], dtype=np.int64)
+
+    def sentences(self) -> list[str]:
+        """Id of every measured sentence, in the order of the scores."""
+        return [name for (name,) in self._all("SELECT id FROM sentences ORDER BY position")]
+
+    def scores(self, key: str, budget: int) -> np.ndarray | None:
+        """Class logits  [N, C] of a training after ``budget`` steps; None where not measured."""
+        found = self._all(
+            "SELECT classes, scores FROM scores WHERE key = ? AND budget = ?", (key, budget)
+        )
+        if not found:
+            return None
+        classes, blob = found[0]
+        return np.frombuffer(blob, dtype="<f4").reshape(-1, classes)
+
+    def failures(self) -> dict[str, str]:
+        """Key to the traceback of a failed training."""
+        return dict(self._all("SELECT key, traceback FROM results WHERE status = 'failed'"))
+
+    def ingredients(self, key: str) -> dict[str, Any]:
+        """Everything that can move the numbers of a training."""
+        found = self._all("SELECT ingredients FROM trainings WHERE key = ?", (self.find(key),))
+        return dict(json.loads(found[0][0]))
+
+    def find(self, start: str) -> str:
+        """The key that begins with ``start``. Raises InputError unless there is exactly one."""
+        keys = [k for (k,) in self._all("SELECT key FROM trainings") if k.startswith(start)]
+        if len(keys) != 1 or not start:
+            what = "no run has" if not keys else f"{len(keys)} runs have"
+            raise InputError(
+                f"{what} a key that begins with '{start}'; the keys are in the column 'key' of "
+                "peftport study export"
+            )
+        return keys[0]
+
+    def budgets(self, key: str) -> list[int]:
+        """Budgets at which a training is measured, ascending."""
+        found = self._all("SELECT budgets FROM rows WHERE key = ? LIMIT 1", (key,))
+        return sorted(json.loads(found[0][0])) if found else []
+
+    def module_digest(self, key: str, budget: int) -> str | None:
+        """Digest of the module after ``budget`` steps, as it was when it was measured."""
+        found = self._all("SELECT module FROM scores WHERE key = ? AND budget = ?", (key, budget))
+        return str(found[0][0]) if found else None
+
+    def module(self, key: str) -> bytes:
+        """The stored module of a training, after its last step.
+
+        Raises:
+            InputError: that training is not finished, or its file is gone or damaged.
+        """
+        found = self._all("SELECT module FROM results WHERE key = ? AND status = 'done'", (key,))
+        if not found or found[0][0] is None:
+            raise InputError(f"run {key} has no module yet; finish the study with the same command")
+        name = str(found[0][0])
+        path = self.folder / db.MODULES / f"{name}.safetensors"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read module '{path}': {error.strerror}") from None
+        if hashlib.sha256(content).hexdigest() != name:
+            raise InputError(
+                f"module '{path}' is damaged: its digest is not its name; restore it from a copy"
+            )
+        return content
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def commit(self, outcome: Outcome) -> None:
+        """Enter the results of one unit, all or nothing.
+
+        A finished result stays as it is; a failed one is replaced by a later attempt.
+        """
+        with db.one_line_errors(self.folder):
+            name = None
+            if outcome.module is not None:
+                name = hashlib.sha256(outcome.module).hexdigest()
+                path = self.folder / db.MODULES / f"{name}.safetensors"
+                db.write_file(path, outcome.module)
+            with db.transaction(self._db):
+                if self.states().get(outcome.key) == "done":
+                    self._compare(outcome)
+                else:
+                    self._insert(outcome, name)
+
+    def note(self, text: str) -> None:
+        """Keep a remark for whoever reads the numbers."""
+        log.warning("%s", text)
+        self._db.execute("INSERT INTO notes (at, note) VALUES (?, ?)", (_now(), text))
+
+    def _insert(self, outcome: Outcome, module: str | None) -> None:
+        status = "done" if outcome.error is None else "failed"
+        self._db.execute(
+            "INSERT INTO results VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (key) DO UPDATE SET status = excluded.status, attempt = attempt + 1, "
+            "seconds = excluded.seconds, finished = excluded.finished, module = excluded.module, "
+            "parameters = excluded.parameters, error = excluded.error, "
+            "traceback = excluded.traceback",
+            (
+                outcome.key, status, outcome.seconds, _now(), outcome.parameters, module,
+                outcome.error, outcome.traceback,
+            ),
+        )  # fmt: skip
+        for m in outcome.measures:
+            scores = np.ascontiguousarray(m.scores, dtype="<f4")
+            self._db.execute(
+                "INSERT INTO scores VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (outcome.key, m.budget, scores.shape[1], scores.tobytes(), m.module),
+            )
+
+    def _compare(self, outcome: Outcome) -> None:
+        """A result that is there already: nothing to do, unless its numbers differ."""
+        for m in outcome.measures:
+            old = self.scores(outcome.key, m.budget)
+            new = np.ascontiguousarray(m.scores, dtype="<f4")
+            if old is None or old.tobytes() != new.tobytes():
+                self.note(
+                    f"nondeterminism: {outcome.key} gave other scores at budget {m.budget} when it "
+                    "was repeated; the first ones were kept"
+                )
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _all(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        with db.one_line_errors(self.folder):
+            return self._db.execute(query, values).fetchall()
+
+    def _meta(self, name: str) -> Any:
+        found = self._all("SELECT value FROM meta WHERE name = ?", (name,))
+        return json.loads(found[0][0])
+
+    def _is_made(self) -> bool:
+        return bool(self._all("SELECT 1 FROM sqlite_master WHERE name = 'meta'"))
+
+    def _check_version(self) -> None:
+        version = self._meta("schema_version")
+        if version != db.SCHEMA_VERSION:
+            raise InputError(
+                f"store '{self.folder}' has schema version {version}, this peftport reads "
+                f"{db.SCHEMA_VERSION}; use the peftport that made it or give a new --store"
+            )
+
+    def _check_grid(self, study: Study) -> None:
+        theirs = self._meta("grid")
+        if theirs != study.digest:
+            raise InputError(
+                f"store '{self.folder}' holds the grid '{self.study.name}' ({theirs}), not "
+                f"'{study.name}' ({study.digest}); give another --store"
+            )
+
+    def _check_same(self, planned: Planned) -> None:
+        self._check_grid(planned.study)
+        old, new = self.facts, json.loads(json.dumps(planned.facts))
+        for name in sorted(_flat(old).items() ^ _flat(new).items()):
+            key = name[0]
+            raise InputError(
+                f"store '{self.folder}' was made with {key} = {_flat(old).get(key)}, now it is "
+                f"{_flat(new).get(key)}; give another --store, or go back to what it was made with"
+            )
+        if self._meta("plan") != _plan_digest(planned):
+            raise InputError(
+                f"store '{self.folder}' was planned by another peftport: the same grid has other "
+                "run keys now (a method's default changed); give another --store"
+            )
+        then, now = self.environment.get("versions"), planned.environment.get("versions")
+        if then != now:
+            with db.transaction(self._db):
+                self.note(f"resumed with versions {now}; the store was made with {then}")
+
+    def _make(self, planned: Planned) -> None:
+        study = planned.study
+        text = yaml.safe_dump(to_mapping(study), sort_keys=False, allow_unicode=True)
+        db.write_file(self.folder / db.STUDY, text.encode())
+        meta = {
+            "schema_version": db.SCHEMA_VERSION,
+            "grid": study.digest,
+            "study": to_mapping(study),
+            "base": study.base,
+            "plan": _plan_digest(planned),
+            "facts": planned.facts,
+            "environment": planned.environment,
+            "guard": planned.guard,
+            "created": _now(),
+        }
+        with db.transaction(self._db):
+            for statement in filter(str.strip, db.TABLES.split(";")):
+                self._db.execute(statement)
+            self._db.executemany(
+                "INSERT INTO meta VALUES (?, ?)",
+                [(name, json.dumps(value)) for name, value in meta.items()],
+            )
+            self._db.executemany(
+                "INSERT INTO trainings VALUES (?, ?)",
+                [(k, json.dumps(v, sort_keys=True)) for k, v in planned.ingredients.items()],
+            )
+            self._db.executemany(
+                "INSERT INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        key, r.kind, r.method, r.source, r.target, r.data, r.seed, r.source_seed,
+                        r.init, json.dumps(r.budgets), r.lr, r.head_lr,
+                    )
+                    for r, key in planned.rows
+                ],
+            )  # fmt: skip
+            self._db.executemany(
+                "INSERT INTO sentences (id, label) VALUES (?, ?)", planned.sentences
+            )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises InputError when a folder holds something that is not a store."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"'{folder}' is a file; give a folder to --store")
+    ours = (db.DATABASE, db.LOCK, db.MODULES, db.STUDY)
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    strangers = [name for name in names if not name.startswith(ours)]
+    if strangers and db.DATABASE not in names:
+        raise InputError(
+            f"'{folder}' is not empty and holds no store (it has '{sorted(strangers)[0]}'); "
+            "give a new folder to --store"
+        )
+
+
+def _plan_digest(planned: Planned) -> str:
+    keys = json.dumps([key for _, key in planned.rows])
+    return hashlib.sha256(keys.encode()).hexdigest()
+
+
+def _flat(facts: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    """Nested facts by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        inner = _flat(value, f"{start}{key}.") if isinstance(value, dict) else None
+        flat.update(inner if inner is not None else {f"{start}{key}": json.dumps(value)})
+    return flat
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

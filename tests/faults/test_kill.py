@@ -1,0 +1,101 @@
+"""``kill -9`` at random moments of a study: the resumed export equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import random
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from peftport.cli.main import run
+from peftport.study.store import Store
+from peftport.testing.pico import pico_bert, pico_reviews
+
+KILLS = 10
+STUDY = """
+name: killed
+hosts: [a, b]
+data: {target: reviews.csv, test: 30}
+methods: {lora: {r: 2}, bottleneck: {}}
+source: {steps: 4, batch: 8, seeds: run}
+target: {budgets: [0, 2, 4], batch: 8}
+seeds: [0, 1, 2]
+strategy: {texts: 32}
+extras: {ablations: {seeds: [0]}}
+rates:
+  provenance: none
+  table: {lora: {any: {any: {lr: 1e-3}}}, bottleneck: {any: {any: {lr: 1e-3}}}}
+"""
+
+
+def study(folder: Path) -> Path:
+    """A study's file with its hosts (of two depths, so that ridge maps are fitted) and data."""
+    pico_bert(folder / "a", 0)
+    pico_bert(folder / "b", 1, layers=1)
+    with (folder / "reviews.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *pico_reviews(400)])
+    (folder / "study.yaml").write_text(STUDY)
+    return folder / "study.yaml"
+
+
+def _run(file: str, store: str) -> None:
+    raise SystemExit(run(["study", "run", file, "--store", store, "-q"]))
+
+
+def start(file: Path, store: Path) -> BaseProcess:
+    """The command in a process of its own, forked from a server that has the imports done."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["peftport.study.drive", "peftport.cli.study"])
+    process = context.Process(target=_run, args=(str(file), str(store)))
+    process.start()
+    return process
+
+
+def finished(store: Path) -> int:
+    try:
+        with Store.read(store) as opened:
+            return len(opened.states())
+    except Exception:
+        return 0
+
+
+def test_killed_ten_times_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    file = study(tmp_path)
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    process = start(file, quiet)
+    process.join()
+    assert process.exitcode == 0
+    with Store.read(quiet) as store:
+        status = store.status()
+        assert status["missing"] == status["failed"] == 0
+        unit_s = sum(store.seconds().values()) / len(store.states())
+
+    rng, seen, interrupted = random.Random(0), 0, 0
+    for _ in range(KILLS):
+        process = start(file, killed)
+        while process.is_alive() and finished(killed) <= seen:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 2 * unit_s))  # somewhere in the units that follow
+        process.kill()
+        process.join()
+        assert finished(killed) >= seen
+        seen = finished(killed)
+        interrupted += 0 < seen < status["trainings"]["planned"]
+    assert interrupted >= KILLS // 2, "the study is too short to be killed in its middle"
+
+    process = start(file, killed)
+    process.join()
+    assert process.exitcode == 0
+    exports = []
+    for store_folder in (quiet, killed):
+        out = tmp_path / f"{store_folder.name}.csv"
+        assert run(["study", "export", str(store_folder), "-o", str(out), "-q"]) == 0
+        exports.append(out.read_bytes())
+    assert exports[0] == exports[1]
+    with Store.read(killed) as store:
+        assert store.notes == []
+        assert store.status() == status
+    modules = [sorted(p.name for p in (s / "modules").iterdir()) for s in (quiet, killed)]
+    assert modules[0] == modules[1]
