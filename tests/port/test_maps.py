@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftport.methods.compacter import kronecker_sum
-from peftport.port.kronecker import Dense, factorise
+from peftport.port.kronecker import Dense, _Problem, factorise
 from peftport.port.maps import Affine, Moments, fit, residual, ridge
 from peftport.port.strategies.pad import padded
 
@@ -136,8 +136,6 @@ def test_a_rule_is_learned_where_the_given_one_does_not_do():
 
 def alone(target, rule):
     """Error of the unweighted start with the rule kept."""
-    from peftport.port.kronecker import _Problem
-
     problem = _Problem(target, rule.shape[0])
     return problem.error(rule, problem.start(rule))
 
@@ -161,6 +159,38 @@ def test_errors_count_by_what_the_matrix_meets():
     informed = loss(Dense(matrix, covariance, mean))
     assert informed < 0.5 * loss(Dense(matrix))
     assert informed < loss(Dense(matrix, covariance))  # the mean of the error goes into the bias
+
+
+@pytest.mark.parametrize("block", ["left", "right"])
+def test_each_step_solves_its_block_exactly(block):
+    """The gradient of the weighted error by the block that was solved for is zero."""
+    rng = torch.Generator().manual_seed(6)
+    x = torch.randn(50, 12, generator=rng, dtype=torch.float64)
+    target = Dense(torch.randn(12, 6, generator=rng), torch.cov(x.T, correction=0))
+    rule, problem = rule_of(3), _Problem(target, 3)
+    own = problem.start(rule)
+
+    def gradient():
+        leaf = getattr(own, block).clone().requires_grad_()
+        parts = {"left": own.left, "right": own.right, block: leaf}
+        gap = problem.matrix - kronecker_sum(rule, parts["left"], parts["right"])
+        (gap * (target.metric @ gap)).sum().backward()
+        return float(leaf.grad.norm())
+
+    before = gradient()
+    {"left": problem.solve_left, "right": problem.solve_right}[block](rule, own)
+    assert gradient() < 1e-9 < 1e-3 < before
+
+
+def test_the_result_cannot_be_improved_in_any_one_block():
+    rng = torch.Generator().manual_seed(8)
+    targets = [Dense(torch.randn(12, 6, generator=rng)) for _ in range(3)]
+    fitted, factors, errors = factorise(targets, rule_of(3))
+    for target, own, error in zip(targets, factors, errors, strict=True):
+        problem = _Problem(target, 3)
+        for solve in (problem.solve_left, problem.solve_right):
+            solve(fitted, own)
+            assert problem.error(fitted, own) > error - 2e-3
 
 
 def test_a_zero_matrix_is_no_problem():

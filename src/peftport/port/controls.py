@@ -15,10 +15,8 @@ from peftport.methods.base import Module
 def gaussian(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Independent draws from a normal with the tensor's mean and (population) standard deviation;
     a constant tensor stays what it is."""
-    x = tensor.to(torch.float64)
+    x = tensor.detach().to(torch.float64)
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    if x.numel() == 0 or bool((x == x.flatten()[0]).all()):
-        return tensor.detach().clone()
     return (x.mean() + x.std(correction=0) * noise).to(tensor.dtype)
 
 

@@ -154,9 +154,9 @@ def _making(name: str, facts: Mapping[str, Any]) -> list[str]:
         f"From `{facts['parent']}` by `make hosts`. "
         + (_CUTTING if name == packaged.BASE else _TUNING),
         "\n".join(["| setting | value |", "|---|---|", *_settings(facts["recipe"])]),
-        f"{facts['steps']:,} steps in {facts['training_s'] / 60:.1f} minutes of training"
-        f" ({each:.2f} s a step) on {machine['threads']} of {machine['cores']} cores"
-        f" ({machine['platform']}) that other work shared; Python {versions['python']}, torch"
+        f"{facts['steps']:,} steps in {facts['training_s'] / 60:.1f} minutes of wall time"
+        f" ({each:.2f} s a step, whatever else the machine was doing), {machine['threads']} of"
+        f" {machine['cores']} cores, {machine['platform']}; Python {versions['python']}, torch"
         f" {versions['torch']}, transformers {versions['transformers']}.",
         "## Text",
         f"{corpus['train_sentences']:,} sentences of IMDB reviews to train on and"
