@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+import os
 import random
+import signal
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -38,6 +40,24 @@ def study(folder: Path) -> Path:
         csv.writer(file).writerows([("text", "label"), *pico_reviews(400)])
     (folder / "study.yaml").write_text(STUDY)
     return folder / "study.yaml"
+
+
+def test_an_interrupt_is_one_line_and_keeps_what_is_done(tmp_path: Path) -> None:
+    file, store = study(tmp_path), tmp_path / "s"
+    process = start(file, store)
+    while process.is_alive() and finished(store) < 2:
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130
+    done = finished(store)
+    assert done >= 2
+    process = start(file, store)
+    process.join()
+    assert process.exitcode == 0
+    with Store.read(store) as opened:
+        assert opened.status()["missing"] == 0
 
 
 def _run(file: str, store: str) -> None:

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 from peftport.errors import RunError
 from peftport.hosts import published
 from peftport.hosts.forge import loop
-from peftport.hosts.forge.cut import Moments, best_heads, cut, mean_free_basis, spanning
+from peftport.hosts.forge.cut import Moments, _write, best_heads, cut, mean_free_basis, spanning
 from peftport.hosts.forge.distance import encoder_distance
 from peftport.hosts.forge.heal import heal
 from peftport.hosts.forge.keep import load_cut, save_cut
@@ -46,6 +46,8 @@ def parent() -> BertModel:
     for name, p in model.named_parameters():
         if p.ndim > 1 and "embeddings" not in name:
             p.mul_(6)
+        if "LayerNorm.weight" in name:
+            p.mul_(0.6)
     return model
 
 
@@ -88,6 +90,14 @@ def test_best_heads_are_those_that_move_the_stream() -> None:
     assert best_heads(out, moments, 2, 3).tolist() == [0, 1, 4, 5, 6, 7]
 
 
+def test_what_is_dropped_writes_its_mean() -> None:
+    old, new = nn.Linear(6, 4), nn.Linear(3, 2)
+    r, mean, keep = torch.randn(4, 2), torch.randn(6), torch.tensor([0, 2, 5])
+    with torch.no_grad():
+        _write(new, old, r, keep, mean.double())
+        assert torch.allclose(new(mean[keep]), old(mean) @ r, atol=1e-5)
+
+
 def test_cut_reads_and_writes_the_projected_stream(parent: BertModel, words: Words) -> None:
     made = cut(parent, rows(words), CUT)
     r, student = made.basis, made.student
@@ -97,9 +107,9 @@ def test_cut_reads_and_writes_the_projected_stream(parent: BertModel, words: Wor
     with torch.no_grad():
         states = parent(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         first = states.hidden_states[0][mask.bool()]
-        # what a linear of the student reads from the projected stream is what the parent's reads,
-        # up to the variance outside of the basis
-        old, new = parent.encoder.layer[0].intermediate.dense, None
+        # the neurons that the student kept see in x R what they saw in x, up to the variance
+        # outside of the basis
+        old = parent.encoder.layer[0].intermediate.dense
         new = student.encoder.layer[0].intermediate.dense
         mine = new(first @ r)
         match = torch.cdist(mine.T, old(first).T).min(1).values / mine.norm(dim=0)

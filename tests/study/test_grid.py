@@ -16,6 +16,7 @@ from peftport.errors import InputError, PeftportError, UnknownName
 from peftport.study.expand import expand
 from peftport.study.files import find_study, shipped
 from peftport.study.grid import parse_study, study_from, to_mapping
+from peftport.study.rates import Search
 
 GOOD = """
 name: good
@@ -56,14 +57,16 @@ def test_beside_the_grid() -> None:
     assert kinds("quick") == {"grid": 72, "ablation": 24, "source": 4, "native": 8}
     assert kinds("mini") == {"grid": 1440, "source": 160, "native": 80}
     assert kinds("mini-ablations") == {"grid": 864, "source": 96}
-    # native: 3 hosts x 8 candidates; pairs: 2 x (5 inits x 8 candidates + a probe's 2)
-    assert kinds("quick-rates") == {"rate": 4 * (3 * 8 + 2 * (5 * 8 + 2))}
+    search = find_study("quick-rates").rates
+    assert isinstance(search, Search)
+    heads = len(search.head_rates)
+    all_rates = len(search.rates) * heads
+    # native on 3 hosts; on 2 pairs five inits, and a probe that has a head's rate alone
+    assert kinds("quick-rates") == {"rate": 4 * (3 * all_rates + 2 * (5 * all_rates + heads))}
 
 
 def test_every_shipped_study_is_sound() -> None:
-    assert set(shipped()) == {
-        "quick", "quick-rates", "mini", "mini-rates", "mini-ablations", "paper",
-    }  # fmt: skip
+    assert {"quick", "quick-rates", "mini", "mini-rates", "mini-ablations", "paper"} <= {*shipped()}
     for name in shipped():
         study = find_study(name)
         assert study.name == name

@@ -72,6 +72,8 @@ def test_the_export_has_a_line_per_run_budget_and_metric(
     assert set(frame["metric"]) == {"balanced_accuracy", "accuracy", "auc", "constant"}
     parquet = pd.read_parquet(tmp_path / "parquet")
     assert parquet["value"].tolist() == pd.to_numeric(frame["value"]).tolist()
+    order = ["kind", "method", "source", "target", "data", "seed", "init"]
+    assert frame[order].values.tolist() == frame[order].sort_values(order).values.tolist()
     grid = frame[frame["kind"] == "grid"]
     names = ["method", "source", "target", "data", "seed", "init", "budget", "metric"]
     assert not grid.duplicated(names).any()

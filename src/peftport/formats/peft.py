@@ -273,7 +273,7 @@ def _read_prefix(
     elif (spec.heads, spec.heads * spec.d_kv) != (heads, inner):
         raise InputError(
             f"this prefix has {heads} heads of width {inner // heads}, the host has {spec.heads} "
-            f"of {spec.d_kv}; move it with peftport.port"
+            f"of {spec.d_kv}; port it to this host first (peftport.plan_port, peftport.apply_port)"
         )
     stack = _last_stack(spec)
     count, twice = spec.layers[stack], len(spec.layers) > 1

@@ -97,7 +97,7 @@ def check_host(module: Module, spec: HostSpec, name: str) -> None:
         raise HostMismatch(
             f"this {module.config.method} module belongs to host '{module.host or 'unnamed'}' "
             f"({module.fingerprint[:12]}), not to '{name}' ({spec.fingerprint[:12]}); "
-            "move it with peftport.port (ridge, copy or pad)"
+            "port it to this host first (peftport.plan_port, peftport.apply_port)"
         )
 
 

@@ -282,7 +282,7 @@ def _strategy(part: Fields) -> Strategy:
         otherwise=part.text("otherwise", "ridge"),
         layers=part.text("layers", "depth"),
         norm_match=part.flag("norm-match", False),
-        texts=part.whole("texts", 256, least=1),
+        texts=part.whole("texts", 1024, least=1),
     )
     part.done()
     return strategy

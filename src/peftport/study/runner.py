@@ -79,7 +79,7 @@ class Runner:
                 job.key,
                 time.perf_counter() - begin,
                 tuple(measures),
-                parameters=last.size if last else 0,
+                parameters=_trained(last, job.training.init),
                 module=to_bytes(last) if last else None,
             )
         except Exception as error:
@@ -181,3 +181,10 @@ class Runner:
         return self._encoded.get(
             key, lambda: encode(self.host(host).tokenizer, texts, self._m.task)
         )
+
+
+def _trained(module: Module | None, init: str) -> int:
+    """Number of trained parameters: a probe trains the head alone."""
+    if module is None:
+        return 0
+    return sum(t.numel() for t in module.head.values()) if init == "probe" else module.size

@@ -189,10 +189,17 @@ def _loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
         "| | held-out before | held-out after | training, first window | training, last window |",
         "|---|---|---|---|---|",
     ]
-    for key in losses["held_out_before"]:
+    for key in (key for key in _LOSS_WORDS if key in losses["held_out_before"]):
         cells = " | ".join(f"{losses[column][key]:.4f}" for column in columns)
-        rows.append(f"| {_LOSS_WORDS.get(key, key)} | {cells} |")
-    return "\n".join(rows)
+        rows.append(f"| {_LOSS_WORDS[key]} | {cells} |")
+    table = "\n".join(rows)
+    if "masked" not in losses["held_out_before"]:
+        return table
+    return table + (
+        "\n\nThe MLM transform is fresh before training, so its loss starts above that of a uniform"
+        " guess; the same draw of masks is used before and after. Next-sentence choice is among the"
+        " sentences of one batch."
+    )
 
 
 def _distance(facts: Mapping[str, Any]) -> str:
@@ -201,8 +208,8 @@ def _distance(facts: Mapping[str, Any]) -> str:
         return (
             f"From `{facts['parent']}`, relative Frobenius distance over the encoder layers:"
             f" **{found['encoder']:.3f}** ({found['encoder_matrices']:.3f} over the matrices"
-            " alone). Learning rate and steps were chosen by the training loss and this distance"
-            " only, never by how well anything ports."
+            " alone). Learning rate and steps were chosen by training loss, training time and this"
+            " distance (at least 0.1), never by how well anything ports."
         )
     found = facts["distance_from_untrained_cut"]
     return (
