@@ -31,10 +31,17 @@ def runner(prepared: Prepared) -> Runner:
     return Runner(prepared.materials, 1)
 
 
-def job_of(prepared: Prepared, runner: Runner, init: str, target: str, seed: int = 1) -> Job:
-    """The bottleneck job of an init with the source module that belongs to it."""
+def job_of(
+    prepared: Prepared,
+    runner: Runner,
+    init: str,
+    target: str,
+    seed: int = 1,
+    method: str = "bottleneck",
+) -> Job:
+    """The job of an init with the source module that belongs to it."""
     for key, t in prepared.plan.trainings.items():
-        if (t.init, t.host, t.seed) == (init, target, seed) and t.method in ("", "bottleneck"):
+        if (t.init, t.host, t.seed) == (init, target, seed) and t.method in ("", method):
             if not t.sources:
                 return Job(key, t)
             keys = {training: name for name, training in prepared.plan.trainings.items()}
@@ -108,8 +115,14 @@ def test_a_probe_trains_its_head_alone(prepared: Prepared, runner: Runner) -> No
 def test_a_jobs_numbers_do_not_depend_on_what_was_done_before(
     prepared: Prepared, runner: Runner
 ) -> None:
-    for init, target in (("ported", "c"), ("sampled", "b"), ("scratch", "c")):
-        job = job_of(prepared, runner, init, target)
+    for init, target, method in (
+        ("ported", "c", "lora"),
+        ("ported", "c", "bottleneck"),
+        ("sampled", "b", "lora"),
+        ("sampled", "b", "bottleneck"),
+        ("scratch", "c", "lora"),
+    ):
+        job = job_of(prepared, runner, init, target, method=method)
         again = Runner(prepared.materials, 1).do(job)
         first = runner.do(job)
         assert first.error is None
