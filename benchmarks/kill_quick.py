@@ -46,7 +46,8 @@ def run_to_end(study: str, store: Path) -> float:
 
 def drill(study: str, store: Path, kills: int, mean_s: float, seed: int) -> list[dict[str, object]]:
     """Start and kill; the moments are uniform over twice ``mean_s`` after the first new unit."""
-    rng, lines = random.Random(seed), []
+    rng = random.Random(seed)
+    lines: list[dict[str, object]] = []
     for number in range(1, kills + 1):
         before, begin = results(store), time.monotonic()
         process = start(study, store)
@@ -56,7 +57,7 @@ def drill(study: str, store: Path, kills: int, mean_s: float, seed: int) -> list
         time.sleep(wait_s)
         process.send_signal(signal.SIGKILL)
         code = process.wait()
-        line = {
+        line: dict[str, object] = {
             "kill": number,
             "after_s": round(time.monotonic() - begin, 2),
             "killed": code == -signal.SIGKILL,
