@@ -66,7 +66,16 @@ def test_beside_the_grid() -> None:
 
 
 def test_every_shipped_study_is_sound() -> None:
-    assert {"quick", "quick-rates", "mini", "mini-rates", "mini-ablations", "paper"} <= {*shipped()}
+    assert {
+        "quick",
+        "quick-rates",
+        "quick-confirm",
+        "hosts",
+        "mini",
+        "mini-rates",
+        "mini-ablations",
+        "paper",
+    } <= {*shipped()}
     for name in shipped():
         study = find_study(name)
         assert study.name == name

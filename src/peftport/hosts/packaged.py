@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from peftport.atomic import write_bytes, write_text
 from peftport.errors import InputError, UnknownName
 from peftport.hosts import published
-from peftport.hosts.atomic import write_bytes, write_text
 from peftport.hosts.fingerprint import weight_fingerprint
 from peftport.hosts.published import SHA256, TEXT_FILES, WEIGHTS, sha256_of
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peftport.atomic import write_bytes
 from peftport.errors import InputError
 from peftport.report import figures, html, tables
 from peftport.report.build import Report
-from peftport.study.database import write_file
 
 
 def check_file(path: Path) -> None:
@@ -27,7 +27,7 @@ def check_folder(path: Path) -> None:
 
 
 def write_page(report: Report, path: Path) -> None:
-    write_file(path, html.render(report).encode())
+    write_bytes(path, html.render(report).encode())
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:
@@ -37,7 +37,7 @@ def write_figures(report: Report, folder: Path) -> list[Path]:
     for name, svg in html.svgs(report, ink="#000000").items():
         for kind, content in (("svg", svg.encode()), ("png", figures.to_png(svg))):
             written.append(folder / f"{_file_name(name)}.{kind}")
-            write_file(written[-1], content)
+            write_bytes(written[-1], content)
     return written
 
 
@@ -49,7 +49,7 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
         csv = table.to_csv(index=False, lineterminator="\n")
         for kind, content in (("csv", csv), ("md", tables.to_markdown(table))):
             written.append(folder / f"{name}.{kind}")
-            write_file(written[-1], content.encode())
+            write_bytes(written[-1], content.encode())
     return written
 
 

@@ -11,8 +11,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftport.atomic import write_bytes
 from peftport.errors import InputError
-from peftport.study.database import one_line_errors, write_file
+from peftport.study.database import one_line_errors
 from peftport.train.metrics import METRICS, metrics
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def export(store: Store, kind: str, path: Path) -> int:
     with one_line_errors(path):
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise InputError(f"cannot write '{path}'; give a file in an existing folder to -o")
-        write_file(path, content)
+        write_bytes(path, content)
     return len(frame)
 
 

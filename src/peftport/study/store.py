@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import yaml
 
+from peftport.atomic import write_bytes
 from peftport.errors import InputError
 from peftport.study import database as db
 from peftport.study.grid import Study, study_from, to_mapping
@@ -297,7 +298,7 @@ class Store:
             if outcome.module is not None:
                 name = hashlib.sha256(outcome.module).hexdigest()
                 path = self.folder / db.MODULES / f"{name}.safetensors"
-                db.write_file(path, outcome.module)
+                write_bytes(path, outcome.module)
             with db.transaction(self._db):
                 if self.states().get(outcome.key) == "done":
                     self._compare(outcome)
@@ -391,7 +392,7 @@ class Store:
     def _make(self, planned: Planned) -> None:
         study = planned.study
         text = yaml.safe_dump(to_mapping(study), sort_keys=False, allow_unicode=True)
-        db.write_file(self.folder / db.STUDY, text.encode())
+        write_bytes(self.folder / db.STUDY, text.encode())
         meta = {
             "schema_version": db.SCHEMA_VERSION,
             "grid": study.digest,

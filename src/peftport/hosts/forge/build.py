@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 from transformers import __version__ as transformers_version
 
+from peftport.atomic import write_bytes, write_text
 from peftport.errors import InputError, UnknownName
 from peftport.hosts import packaged, published
-from peftport.hosts.atomic import write_bytes, write_text
 from peftport.hosts.fingerprint import model_fingerprint
 from peftport.hosts.forge.corpus import Corpus, build_corpus, sentences
 from peftport.hosts.forge.cut import Cut, cut

@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from peftport.atomic import write_text
 from peftport.errors import InputError
 from peftport.hosts import packaged, published
-from peftport.hosts.atomic import write_text
 from peftport.hosts.fingerprint import weight_fingerprint
 
 _ABOUT: Mapping[str, str] = {

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from transformers import BertConfig, BertModel
 
-from peftport.hosts.atomic import write_bytes
+from peftport.atomic import write_bytes
 from peftport.hosts.forge.cut import Cut
 
 

@@ -20,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from peftport.atomic import write_bytes
 from peftport.errors import RunError
-from peftport.hosts.atomic import write_bytes
 from peftport.hosts.forge.recipes import Schedule
 
 CHECKPOINT_STEPS = 100

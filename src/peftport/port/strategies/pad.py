@@ -12,11 +12,11 @@ from peftport.port.strategies.base import Job, Strategy, by_tensor, strategies
 
 @strategies.register("pad")
 class Pad(Strategy):
-    """The naive baseline across widths, and what ual-adapter does: coordinate i stays coordinate
-    i, missing ones are zero, surplus ones are cut."""
+    """The naive baseline across widths (ual-adapter's way): coordinate i stays coordinate i,
+    missing ones are zero, surplus ones are cut."""
 
     name = "pad"
-    reference_url = "https://pypi.org/project/ual-adapter/"
+    reference_url = ""  # a baseline of no paper
     needs_texts = False
     head = "padded"
 

@@ -52,7 +52,9 @@ class RidgeMaps(Maps):
 
 @strategies.register("ridge")
 class Ridge(MapStrategy):
-    """M = argmin |H_t M - H_s|^2 + lambda |M|^2 from target to source where parameters read, and
+    """Linear maps between both hosts' activations at every site, fitted on unlabelled texts.
+
+    M = argmin |H_t M - H_s|^2 + lambda |M|^2 from target to source where parameters read, and
     from source to target where they write; lambda by held-out texts, never by labels.
 
     Source: stitching of residual streams, arXiv 2506.06609; here at every site of the module, with

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``; whoever reads it meets the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with partial.open("wb") as file:
             file.write(data)
@@ -18,6 +18,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name, too, survives a power cut
+    finally:
+        os.close(folder)
 
 
 def write_text(path: Path, text: str) -> None:
