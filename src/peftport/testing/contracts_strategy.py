@@ -92,7 +92,7 @@ class StrategyContract:
     def test_is_registered_and_documented(self) -> None:
         cls = strategies.get(self.strategy)
         assert cls.name == self.strategy
-        assert cls.reference_url == "" or cls.reference_url.startswith("https://")
+        assert cls.reference_url.startswith("https://")
         assert cls.head in ("copied", "padded", "mapped")
         assert cls.__doc__
 

@@ -16,7 +16,7 @@ class Pad(Strategy):
     missing ones are zero, surplus ones are cut."""
 
     name = "pad"
-    reference_url = ""  # a baseline of no paper
+    reference_url = "https://github.com/hamehrabi/ual-adapter"
     needs_texts = False
     head = "padded"
 
