@@ -11,9 +11,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from peftport.errors import InputError
 from peftport.hosts.forge.card import write_cards
 from peftport.study.store import Store
+from peftport.train.metrics import metrics
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "hosts"
 
@@ -25,11 +28,11 @@ def scores(store: Store) -> dict[str, dict[str, object]]:
     frame = frame[frame["metric"] == "balanced_accuracy"].sort_values(["target", "seed"])
     if frame.empty:
         raise InputError(f"no finished runs in '{store.folder}'; run the hosts study first")
-    study = store.study
+    study, labels = store.study, store.labels()
     found: dict[str, dict[str, object]] = {
         "about": {
             "metric": "balanced accuracy",
-            "data": f"{len(store.labels()):,} Rotten Tomatoes test sentences",
+            "data": f"{len(labels):,} Rotten Tomatoes test sentences",
             "training": f"{study.source.steps} steps of {study.source.batch} sentences",
             "seeds": len(study.extras.native_seeds),
         }
@@ -37,7 +40,11 @@ def scores(store: Store) -> dict[str, dict[str, object]]:
     for host in study.hosts:
         here = frame[frame["target"] == host]
         probe = here[(here["init"] == "probe") & (here["method"] == next(iter(study.methods)))]
-        table: dict[str, object] = {"host alone (constant prediction)": 0.5}
+        # a host without a trained head scores every class zero
+        alone = metrics(np.zeros((len(labels), len(np.unique(labels)))), labels)
+        table: dict[str, object] = {
+            "host alone (constant prediction)": round(alone["balanced_accuracy"], 4)
+        }
         table["probe (fresh head, frozen features)"] = probe["value"].round(4).tolist()
         for method in study.methods:
             rows = here[(here["kind"] == "native") & (here["method"] == method)]
