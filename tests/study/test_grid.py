@@ -74,6 +74,7 @@ def test_every_shipped_study_is_sound() -> None:
         "mini",
         "mini-rates",
         "mini-ablations",
+        "mini-ablations-rates",
         "paper",
     }
     for name in shipped():
@@ -83,7 +84,7 @@ def test_every_shipped_study_is_sound() -> None:
 
 
 def test_rates_are_chosen_on_other_seeds_with_the_same_hosts_and_data() -> None:
-    for name in ("quick", "mini"):
+    for name in ("quick", "mini", "mini-ablations"):
         study, search = find_study(name), find_study(f"{name}-rates")
         assert search.hosts == study.hosts
         assert set(search.pairs) <= set(study.pairs)

@@ -8,17 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from transformers import BertConfig, T5Config
 
 from peftport.data.tasks import Task
 from peftport.errors import InputError
 from peftport.hosts.families.base import family_of
 from peftport.hosts.spec import HostSpec
-from peftport.methods.base import methods
+from peftport.methods.base import Module, methods
+from peftport.port.plan import plan_port
+from peftport.study.banks import compose
 from peftport.study.files import find_study
 from peftport.study.grid import Study, parse_study
 from peftport.study.materials import OTHER, SAME, TARGET, Materials, Part
-from peftport.study.plan import Plan, Training, make_plan
+from peftport.study.plan import Plan, Training, make_plan, strategy_of
 from peftport.study.rates import Rate, Search, Table
 
 
@@ -260,3 +263,89 @@ def test_a_word_host_answers_with_its_words() -> None:
     assert not {"probe", "head-only", "body-only"} & set(inits(plan))
     other = make_plan(replace(before, task=Task(verbalisers=("no", "yes"))))
     assert not set(plan.trainings) & set(other.trainings)
+
+
+def sizes(banks: tuple[tuple[str, ...], ...]) -> Counter[int]:
+    return Counter(len(keys) for keys in banks)
+
+
+@pytest.mark.parametrize("name", ["mini", "quick", "quick-rates", "mini-ablations"])
+@pytest.mark.parametrize("size", [1, 7, 16])
+def test_every_training_is_in_one_bank_of_its_like(name: str, size: int) -> None:
+    materials = materials_of(find_study(name))
+    plan = make_plan(materials)
+    for wave, banks in zip(plan.waves, compose(plan, size), strict=True):
+        assert sorted(key for keys in banks for key in keys) == sorted(wave)
+        assert set(sizes(banks)) <= set(range(1, size + 1))
+        for keys in banks:
+            alike = {
+                (t.host, t.method, t.batch, t.budgets, t.init == "probe")
+                for t in map(plan.trainings.__getitem__, keys)
+            }
+            assert len(alike) == 1
+            forms = [form_of(materials, plan.trainings[key]) for key in keys]
+            assert all(form == forms[0] for form in forms)
+
+
+def form_of(materials: Materials, t: Training) -> Any:
+    """Config and shapes of the module that a training starts with, the long way round."""
+    if t.init == "probe":
+        return "probe"
+    at_home = t.sources[0].host if t.sources else t.host
+    spec, config = materials.specs[at_home], materials.configs[(t.method, at_home)]
+    method = methods.get(t.method)()
+    state = method.init(spec, config, torch.Generator().manual_seed(0))
+    if t.sources:
+        plan = plan_port(
+            spec, materials.specs[t.host], Module(config, state, {}, spec.fingerprint),
+            strategy=strategy_of(materials, at_home, t.host), have_texts=True,
+        )  # fmt: skip
+        spec, config = plan.target, plan.target_config
+    return config, method.shapes(spec, config)
+
+
+def test_what_is_alike_shares_banks_and_banks_are_full() -> None:
+    plan = make_plan(materials_of(find_study("mini")))
+    first, second = compose(plan, 16)
+    assert sizes(first) == {10: 16}  # 4 hosts x 4 methods, 5 seeds on 2 datasets each
+    by_method = {
+        method: tuple(keys for keys in second if plan.trainings[keys[0]].method == method)
+        for method in find_study("mini").methods
+    }
+    # per host 5 scratch and 3 x 20 carried modules: lora and prefix all alike; the other two from
+    # a host of another width have another config (their width is d_model / reduction): 25 and 40
+    assert sizes(by_method["lora"]) == sizes(by_method["prefix"]) == {13: 20}
+    wide = {12: 4, 13: 12, 14: 4}
+    assert sizes(by_method["bottleneck"]) == sizes(by_method["compacter"]) == wide
+    lora = by_method["lora"]
+    mixed = {frozenset(plan.trainings[key].init for key in keys) for keys in lora}
+    assert {"scratch", "ported", "sampled"} in mixed
+
+
+def test_a_reparameterised_prefix_shares_no_bank_with_what_was_ported() -> None:
+    study = find_study("mini")
+    plan = make_plan(materials_of(replace(study, methods={"prefix": {"hidden": 16}})))
+    for keys in compose(plan, 64)[1]:
+        assert len({plan.trainings[key].init == "scratch" for key in keys}) == 1
+
+
+def test_banks_keep_hosts_loaded_and_the_same_sentences_together() -> None:
+    plan = make_plan(materials_of(find_study("mini")))
+    for banks in compose(plan, 16):
+        hosts = [plan.trainings[keys[0]].host for keys in banks]
+        firsts = [(h, plan.trainings[k[0]].source_host) for h, k in zip(hosts, banks, strict=True)]
+        for names in (hosts, firsts):
+            blocks = [a for a, b in zip(names, [None, *names], strict=False) if a != b]
+            assert len(blocks) == len(set(blocks))
+    carried = [plan.trainings[key] for key in plan.waves[1] if plan.trainings[key].sources]
+    read = [(t.host, t.source_host, t.method, t.seed) for t in carried]
+    blocks = [a for a, b in zip(read, [None, *read], strict=False) if a != b]
+    assert len(blocks) == len(set(blocks)) == 4 * 3 * 4 * 5
+
+
+def test_the_host_alone_is_a_bank() -> None:
+    plan = make_plan(materials_of(parse_study(TEXT), word=True))
+    banks = [keys for wave in compose(plan, 16) for keys in wave]
+    alone = [keys for keys in banks if plan.trainings[keys[0]].init == "host"]
+    assert [len(keys) for keys in alone] == [1, 1]
+    assert all(plan.configs[keys[0]] is None for keys in alone)

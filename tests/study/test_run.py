@@ -15,6 +15,7 @@ from peftport.cli.main import run
 from peftport.data.tasks import Task, encode
 from peftport.formats import load_module
 from peftport.hosts.load import load_host
+from peftport.methods.base import Module
 from peftport.study import drive, runner
 from peftport.study.grid import read_study
 from peftport.study.materials import gather
@@ -29,6 +30,7 @@ def finished(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of the pico study, done in two goes."""
     store = tmp_path_factory.mktemp("run") / "new" / "store"
     command = ["study", "run", str(pico / "pico.yaml"), "--store", str(store), "-q"]
+    command += ["--bank", "4"]
     assert run([*command, "--limit", "7"]) == 0
     assert run(command) == 0
     return store
@@ -134,34 +136,41 @@ def test_explain_and_wrong_keys(finished: Path, cli: Cli, tmp_path: Path) -> Non
     assert not (tmp_path / "m").exists()
 
 
-def test_a_dry_run_counts_and_writes_nothing(pico: Path, cli: Cli, tmp_path: Path) -> None:
+def test_a_dry_run_counts_and_writes_nothing(
+    pico: Path, finished: Path, cli: Cli, tmp_path: Path
+) -> None:
     answer = cli("run", pico / "pico.yaml", "--store", tmp_path / "s", "--dry-run", "--json")
     facts = json.loads(answer.out)
     assert facts["runs"] == {"grid": 24, "ablation": 12, "source": 2, "native": 4}
     assert facts["trainings"] == 40
     assert facts["estimate_s"] >= 0
-    assert "distinct trainings" in cli("run", pico / "pico.yaml", "--dry-run").out
+    assert facts["memory_bytes"] > 0
+    assert 1 <= facts["banks"] <= 40
+    text = cli("run", pico / "pico.yaml", "--dry-run", "--bank", 1).out
+    assert "distinct trainings       40\n" in text
+    assert "banks                    40 of at most 1 modules\n" in text
+    assert "time on two cores        about 0:0" in text
+    assert "GB for hosts and one bank" in text
+    kept = cli("run", pico / "pico.yaml", "--store", finished, "--dry-run", "--json")
+    assert json.loads(kept.out)["bank"] == 4
+    guess = cli("run", pico / "pico.yaml", "--dry-run", "--memory", "1e-9").out
+    assert "40 of at most 1 modules (a guess; measured when the study starts)" in guess
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_run_is_a_row_and_is_retried_on_request(
     pico: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = drive.Runner.do
+    real = drive.Runner._start
 
-    def broken(self: drive.Runner, job: drive.Job) -> drive.Outcome:
-        training = job.training
-        if (training.method, training.init) == ("lora", "native"):
-            monkeypatch.setattr(self, "modules", lambda job: 1 / 0)
-            try:
-                return real(self, job)
-            finally:
-                monkeypatch.delattr(self, "modules")
+    def broken(self: drive.Runner, job: drive.Job) -> Module:
+        if (job.training.method, job.training.init) == ("lora", "native"):
+            raise ZeroDivisionError("division by zero")
         return real(self, job)
 
     command = ("run", pico / "pico.yaml", "--store", tmp_path / "s", "-q")
     with monkeypatch.context() as patch:
-        patch.setattr(drive.Runner, "do", broken)
+        patch.setattr(drive.Runner, "_start", broken)
         answer = cli(*command)
     assert answer.code == 1
     assert answer.err.count("\n") == 1
@@ -186,7 +195,9 @@ def test_a_failed_run_is_a_row_and_is_retried_on_request(
 def test_scores_that_are_not_numbers_are_a_failure(
     pico: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "class_scores", lambda *_: np.full((40, 2), np.nan))
+    monkeypatch.setattr(
+        runner, "bank_scores", lambda _, modules, __: np.full((len(modules), 40, 2), np.nan)
+    )
     command = ("run", pico / "pico.yaml", "--store", tmp_path / "s", "-q", "--limit", 1)
     answer = cli(*command)
     assert answer.code == 1
@@ -291,6 +302,18 @@ def test_wrong_commands_are_one_line(pico: Path, finished: Path, cli: Cli, tmp_p
             ("run", file, "--store", tmp_path / "s", "--executor", "cloud"),
             "unknown executor 'cloud'",
         ),
+        (
+            ("run", file, "--store", tmp_path / "s", "--bank", "many"),
+            "'many' is neither 'auto' nor a whole number >= 1",
+        ),
+        (("run", file, "--store", tmp_path / "s", "--bank", 0), "neither 'auto' nor"),
+        (("run", file, "--store", tmp_path / "s", "--memory", 0), "--memory"),
+        (
+            ("run", file, "--store", tmp_path / "s", "--kernel", "cuda"),
+            "unknown kernel 'cuda'; known: onednn, torch",
+        ),
+        (("run", file, "--store", finished, "--bank", 9), "was made with --bank 4"),
+        (("run", file, "--store", finished, "--bank", 9, "--dry-run"), "made with --bank 4"),
         (("run", file, "--store", file), "is a file"),
         (("status", tmp_path), "no store in"),
         (("export", finished, "-o", tmp_path / "no" / "x.csv"), "existing folder"),
@@ -307,10 +330,11 @@ def test_wrong_commands_are_one_line(pico: Path, finished: Path, cli: Cli, tmp_p
 def test_progress_is_plain_lines_where_there_is_no_terminal(
     pico: Path, cli: Cli, tmp_path: Path
 ) -> None:
-    answer = cli("run", pico / "pico.yaml", "--store", tmp_path / "s", "--limit", 2, "--json")
+    answer = cli("run", pico / "pico.yaml", "--store", tmp_path / "s", "--limit", 2, "--bank", 1,
+                 "--json")  # fmt: skip
     assert answer.code == 0
     assert json.loads(answer.out)["done"] >= 2
-    assert "1/2 units" in answer.err
-    assert "2/2 units" in answer.err
+    assert "1/2 banks" in answer.err
+    assert "2/2 banks" in answer.err
     assert "leak guard" in answer.err
     assert "\r" not in answer.err

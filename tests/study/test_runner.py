@@ -13,7 +13,7 @@ from peftport.errors import InputError
 from peftport.methods.base import Module
 from peftport.study.chosen import Trial, choose
 from peftport.study.drive import Prepared, prepare
-from peftport.study.executors.base import Job
+from peftport.study.executors.base import BankJob, Job
 from peftport.study.grid import parse_study, read_study
 from peftport.study.materials import OTHER, SAME, TARGET, gather
 from peftport.study.modules import from_bytes, to_bytes
@@ -28,7 +28,7 @@ def prepared(pico: Path) -> Prepared:
 
 @pytest.fixture(scope="module")
 def runner(prepared: Prepared) -> Runner:
-    return Runner(prepared.materials, 1)
+    return Runner(prepared.materials, 1, "torch")
 
 
 def job_of(
@@ -45,14 +45,14 @@ def job_of(
             if not t.sources:
                 return Job(key, t)
             keys = {training: name for name, training in prepared.plan.trainings.items()}
-            outcome = runner.do(Job(keys[t.sources[0]], t.sources[0]))
+            (outcome,) = runner.do(BankJob((Job(keys[t.sources[0]], t.sources[0]),)))
             return Job(key, t, outcome.module)
     raise AssertionError(f"no {init} on {target}")
 
 
 def modules(prepared: Prepared, runner: Runner, init: str, target: str = "b") -> dict[int, Module]:
-    job = job_of(prepared, runner, init, target)
-    return {budget: m for budget, m in runner.modules(job) if m is not None}
+    bank = BankJob((job_of(prepared, runner, init, target),))
+    return {budget: m for budget, (m,) in runner.modules(bank) if isinstance(m, Module)}
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -89,8 +89,8 @@ def test_sampled_is_drawn_by_the_runs_seed(prepared: Prepared, runner: Runner) -
     ported = modules(prepared, runner, "ported")[0]
     sampled = modules(prepared, runner, "sampled")[0]
     other = job_of(prepared, runner, "sampled", "b", seed=2)
-    (_, second), *_ = runner.modules(other)
-    assert second is not None
+    (_, (second,)), *_ = runner.modules(BankJob((other,)))
+    assert isinstance(second, Module)
     for name, tensor in sampled.tensors():
         assert tensor.shape == dict(ported.tensors())[name].shape
     assert not equal(body(sampled), body(ported))
@@ -112,7 +112,7 @@ def test_a_probe_trains_its_head_alone(prepared: Prepared, runner: Runner) -> No
     assert not equal(probe[0].head, probe[2].head)
 
 
-def test_a_jobs_numbers_do_not_depend_on_what_was_done_before(
+def test_a_banks_numbers_do_not_depend_on_what_was_done_before(
     prepared: Prepared, runner: Runner
 ) -> None:
     for init, target, method in (
@@ -122,9 +122,9 @@ def test_a_jobs_numbers_do_not_depend_on_what_was_done_before(
         ("sampled", "b", "bottleneck"),
         ("scratch", "c", "lora"),
     ):
-        job = job_of(prepared, runner, init, target, method=method)
-        again = Runner(prepared.materials, 1).do(job)
-        first = runner.do(job)
+        bank = BankJob((job_of(prepared, runner, init, target, method=method),))
+        (again,) = Runner(prepared.materials, 1, "torch").do(bank)
+        (first,) = runner.do(bank)
         assert first.error is None
         assert first.module == again.module
         for left, right in zip(first.measures, again.measures, strict=True):

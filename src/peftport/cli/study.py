@@ -15,6 +15,15 @@ from peftport.study.store import Store
 _STORE = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 
 
+def _bank(_: object, __: object, value: str) -> int | None:
+    """``auto`` or a number of modules."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"'{value}' is neither 'auto' nor a whole number >= 1")
+    return int(value)
+
+
 @click.group()
 def study() -> None:
     """Run, resume, inspect and export a study.
@@ -31,9 +40,17 @@ def study() -> None:
 @click.argument("name", metavar="NAME|FILE.yaml")
 @click.option("--store", "folder", metavar="DIR", type=click.Path(path_type=Path),
               help="Where results are kept.")  # fmt: skip
-@click.option("--executor", default="local", show_default=True, help="Where units are done.")
+@click.option("--executor", default="local", show_default=True, help="Where banks are done.")
+@click.option("--bank", default="auto", show_default=True, metavar="auto|N", callback=_bank,
+              help="Modules trained together; chosen by measuring when the store is made, then "
+              "kept.")  # fmt: skip
+@click.option("--memory", "memory_gb", type=click.FloatRange(min=0, min_open=True), metavar="GB",
+              help="Memory for '--bank auto'; default half of what is free.")  # fmt: skip
+@click.option("--kernel", metavar="NAME", help="Matrix product of the frozen weights (onednn, "
+              "torch); default the faster one when the store is made, then kept.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and compute nothing.")
-@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Do at most N units.")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N",
+              help="Do at most N trainings, rounded up to whole banks.")  # fmt: skip
 @click.option("--retry-failed", is_flag=True, help="Try failed runs again.")
 @json_option
 @quiet_option
@@ -41,6 +58,9 @@ def run(
     name: str,
     folder: Path | None,
     executor: str,
+    bank: int | None,
+    memory_gb: float | None,
+    kernel: str | None,
     dry_run: bool,
     limit: int | None,
     retry_failed: bool,
@@ -50,12 +70,12 @@ def run(
     """Run a study, or go on with it: only what is missing is done.
 
     NAME is a shipped study (quick, mini, paper, ...) or a YAML file. Stop it at any time; at most
-    the unit in flight is lost.
+    the bank in flight is lost.
 
     \b
     Example:
       peftport study run quick --store runs/quick
-      peftport study run mini --dry-run
+      peftport study run mini --dry-run --memory 8
     """
     from peftport.study.files import find_study
 
@@ -64,18 +84,28 @@ def run(
         raise InputError("--store is missing; give the folder that results are kept in")
     if folder is not None:
         Store.check_grid(folder, chosen)
+    from peftport.hosts.packed.kernels import use_kernel
     from peftport.study.drive import Options, prepare, run_study
     from peftport.study.executors.base import executors
+    from peftport.study.sizing import Wish
 
     executors.get(executor)
+    if kernel is not None:
+        use_kernel(kernel)
+    wish = Wish(bank, memory_gb, kernel)
+    recorded = None
+    if folder is not None and Store.is_there(folder):
+        with Store.read(folder) as store:
+            wish.check(store.environment)
+            recorded = int(store.environment["bank"])
     prepared = prepare(chosen)
     if dry_run:
-        _show_plan(prepared, as_json)
+        _show_plan(prepared, wish, recorded, as_json)
         return
     assert folder is not None
     if not quiet:
         _show_guard(prepared.materials.guard)
-    status = run_study(prepared, folder, Options(executor, limit, retry_failed, quiet))
+    status = run_study(prepared, folder, Options(executor, limit, retry_failed, quiet, wish))
     if as_json:
         echo_json(status)
     elif not quiet:
@@ -220,31 +250,40 @@ def _show_guard(guard: Any) -> None:
     click.echo(f"leak guard: no text shared between parts ({parts})", err=True)
 
 
-def _show_plan(prepared: Any, as_json: bool) -> None:
+def _show_plan(prepared: Any, wish: Any, recorded: int | None, as_json: bool) -> None:
+    from peftport.study.banks import compose
+    from peftport.study.estimate import memory_bytes
     from peftport.study.progress import duration
 
+    materials, plan = prepared.materials, prepared.plan
+    size = recorded or wish.guess(materials)
+    banks = [keys for wave in compose(plan, size) for keys in wave]
     kinds: dict[str, int] = {}
-    for row, _ in prepared.plan.rows:
+    for row, _ in plan.rows:
         kinds[row.kind] = kinds.get(row.kind, 0) + 1
     facts = {
         "study": prepared.planned.study.name,
         "grid": prepared.planned.study.digest,
         "runs": kinds,
-        "trainings": len(prepared.plan.trainings),
-        "units": len(prepared.plan.trainings),
-        "sources": len(prepared.plan.waves[0]),
+        "trainings": len(plan.trainings),
+        "sources": len(plan.waves[0]),
+        "banks": len(banks),
+        "bank": size,
         "estimate_s": round(prepared.estimate_s),
-        "guard": dict(prepared.materials.guard),
+        "memory_bytes": memory_bytes(materials, max(map(len, banks), default=0)),
+        "guard": dict(materials.guard),
     }
     if as_json:
         echo_json(facts)
         return
     rows: list[tuple[str, Any]] = [(f"{kind} runs", count) for kind, count in kinds.items()]
+    guessed = "" if recorded or wish.bank else " (a guess; measured when the study starts)"
     rows += [
         ("distinct trainings", facts["trainings"]),
         ("of these source modules", facts["sources"]),
-        ("units", facts["units"]),
+        ("banks", f"{len(banks)} of at most {size} modules{guessed}"),
         ("time on two cores", f"about {duration(prepared.estimate_s)}"),
+        ("memory", f"about {facts['memory_bytes'] / 1e9:.1f} GB for hosts and one bank"),
     ]
     echo_table((f"study {facts['study']}", facts["grid"]), rows)
     for name, note in _left_out(prepared):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from peftport.errors import InputError
 from peftport.hosts import packaged
 from peftport.hosts.families.base import Family, Words, family_of
 from peftport.hosts.fingerprint import tokenizer_digest, weight_fingerprint
+from peftport.hosts.packed.base import Program
 from peftport.hosts.spec import HostSpec
 from peftport.refs import Ref, Snapshot, resolve
 
@@ -44,6 +46,12 @@ class Host:
     words: Words | None = None
     labels: int = 2
     head: str = "pooler"
+
+    @cached_property
+    def program(self) -> Program | None:
+        """The host over packed texts, made when it is first needed; None where its family has no
+        such program."""
+        return self.family.program(self.model, self.spec, head=self.head, words=self.words)
 
     @property
     def pad_id(self) -> int:

@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from peftport.errors import InputError
 from peftport.hosts.families.base import Family
 from peftport.hosts.spec import HostSpec, Site
 from peftport.registry import Registry
+
+if TYPE_CHECKING:
+    from peftport.methods.bank import BankLayer
 
 #: site name -> tensor name -> tensor; the pseudo-site "shared" holds what all sites share
 State = dict[str, dict[str, Tensor]]
@@ -100,8 +103,8 @@ class Module:
 class Method(ABC):
     """A PEFT method by its paper's definition.
 
-    Every method file has the same four parts in the same order: its config, its sites and fresh
-    parameters, its arithmetic on one site, and how it attaches to a host.
+    Every method file has the same five parts in the same order: its config, its sites and fresh
+    parameters, its arithmetic on one site, how it attaches to a host, and its bank layer.
     """
 
     name: ClassVar[str]
@@ -126,6 +129,13 @@ class Method(ABC):
     ) -> list[Callable[[], None]]:
         """Make ``model`` compute with ``state`` (tensors are used as given, so they may require
         grad). Returns what undoes it, exactly."""
+
+    def bank(
+        self, spec: HostSpec, config: Any, state: State, head: Mapping[str, Tensor]
+    ) -> BankLayer | None:
+        """K modules at once: ``state`` and ``head`` with a leading axis K. None where the method
+        cannot be stacked; it is then trained module by module."""
+        return None
 
     def finish(self, spec: HostSpec, config: Any, state: State) -> tuple[Any, State]:
         """What is kept of trained parameters (a reparameterised prefix becomes a direct one)."""

@@ -7,7 +7,7 @@ Source: Houlsby et al. 2019, arXiv 1902.00751, section 2.1; Pfeiffer et al. 2021
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from peftport.errors import InputError
 from peftport.hosts.families.base import Family
+from peftport.hosts.packed.layout import Spans
 from peftport.hosts.spec import HostSpec, Site
+from peftport.methods.bank import BankLayer, slot_linear
 from peftport.methods.base import Method, MethodConfig, State, methods
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -134,3 +136,37 @@ class Bottleneck(Method):
                 undo.append(point.parent.register_forward_pre_hook(read).remove)
             undo.append(point.value.register_forward_hook(add).remove)
         return undo
+
+    def bank(
+        self, spec: HostSpec, config: Any, state: State, head: Mapping[str, Tensor]
+    ) -> BankLayer:
+        return BottleneckBank(self, config, state, head)
+
+
+class BottleneckBank(BankLayer):
+    """Each slot's own small network on its rows of a block's output."""
+
+    def __init__(
+        self, method: Bottleneck, config: Any, state: State, head: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__(config, state, head)
+        self._method = method
+
+    def out(
+        self,
+        site: str,
+        h: Tensor,
+        residual: Tensor,
+        norm: Callable[[Tensor], Tensor] | None,
+        spans: Spans,
+    ) -> Tensor:
+        own = self.state[site]
+        down, up = self._method.matrices(self.state, site)  # [K, b, d], [K, d, b]
+        x = h
+        if self.config.norm_first:
+            x = h + residual
+            x = norm(x) if norm is not None else x
+        inner = ACTIVATIONS[self.config.activation](
+            slot_linear(x, down, own["down_bias"], spans)
+        )  # [N, b]
+        return h + slot_linear(inner, up, own["up_bias"], spans)

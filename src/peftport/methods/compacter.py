@@ -81,12 +81,12 @@ class Compacter(Bottleneck):
         rule, own = state[SHARED]["rule"], state[name]
         down = kronecker_sum(rule, own["down_left"], own["down_right"])  # [d, b]
         up = kronecker_sum(rule, own["up_left"], own["up_right"])  # [b, d]
-        return down.T, up.T
+        return down.mT, up.mT
 
 
 def kronecker_sum(rule: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """sum_i kron(rule[i], left[i] @ right[i]): rule [n, n, n], left [n, p, 1], right [n, 1, q]
-    -> [n p, n q]"""
-    n, p, q = rule.shape[0], left.shape[1], right.shape[2]
-    blocks = torch.einsum("iab,ipq->apbq", rule, left @ right)  # [n, p, n, q]
-    return blocks.reshape(n * p, n * q)
+    """sum_i kron(rule[i], left[i] @ right[i]): rule [..., n, n, n], left [..., n, p, 1],
+    right [..., n, 1, q] -> [..., n p, n q]"""
+    n, p, q = rule.shape[-1], left.shape[-2], right.shape[-1]
+    blocks = torch.einsum("...iab,...ipq->...apbq", rule, left @ right)  # [..., n, p, n, q]
+    return blocks.reshape(*rule.shape[:-3], n * p, n * q)

@@ -7,7 +7,7 @@ Source: Hu et al. 2021, arXiv 2106.09685, eq. 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftport.hosts.families.base import Family
+from peftport.hosts.packed.layout import Spans
 from peftport.hosts.spec import HostSpec, Site
+from peftport.methods.bank import BankLayer
 from peftport.methods.base import Method, MethodConfig, State, methods
 
 _ROLES = ("q", "k", "v", "o", "up", "gate", "down")
@@ -92,3 +94,63 @@ class Lora(Method):
             linear = family.submodule(model, spec, spec.site(name))
             undo.append(linear.register_forward_hook(add).remove)
         return undo
+
+    def bank(
+        self, spec: HostSpec, config: LoraConfig, state: State, head: Mapping[str, Tensor]
+    ) -> BankLayer:
+        return LoraBank(config, state, head)
+
+
+class LoraBank(BankLayer):
+    """Adds each slot's own update to its rows of a linear layer's output."""
+
+    def linear(self, site: str, x: Tensor, y: Tensor, start: int, spans: Spans) -> Tensor:
+        own = self.state.get(site)
+        if own is None:
+            return y
+        added: Tensor = _SlotDelta.apply(x, y, own["A"], own["B"], self.config.scale, start, spans)
+        return added
+
+
+class _SlotDelta(torch.autograd.Function):
+    """y[:, start : start + d_out] += scale * B_k A_k x on every slot's rows, in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        start: int,
+        spans: Spans,
+    ) -> Tensor:
+        d_out, r = b.shape[1:]
+        inner = x.new_empty(len(x), r)  # [N, r]
+        for k, (first, stop) in enumerate(spans):
+            torch.mm(x[first:stop], a[k].t(), out=inner[first:stop])
+            y[first:stop, start : start + d_out].addmm_(inner[first:stop], b[k].t(), alpha=scale)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x, inner, a, b)
+        ctx.facts = (scale, start, spans)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        x, inner, a, b = ctx.saved_tensors
+        scale, start, spans = ctx.facts
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_a, grad_b = (
+            torch.empty_like(t, memory_format=torch.contiguous_format) for t in (a, b)
+        )
+        for k, (first, stop) in enumerate(spans):
+            own = grad[first:stop, start : start + b.shape[1]]  # [n, d_out]
+            through = torch.mm(own, b[k]).mul_(scale)  # [n, r]
+            torch.mm(through.t(), x[first:stop], out=grad_a[k])
+            torch.mm(own.t(), inner[first:stop], out=grad_b[k])
+            if grad_x is not None:
+                torch.mm(through, a[k], out=grad_x[first:stop])
+        needs_y = ctx.needs_input_grad[1]
+        return grad_x, grad if needs_y else None, grad_a, grad_b.mul_(scale), None, None, None

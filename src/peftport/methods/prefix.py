@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftport.errors import InputError
 from peftport.hosts.families.base import Family
 from peftport.hosts.spec import HostSpec, Site
+from peftport.methods.bank import BankLayer
 from peftport.methods.base import SHARED, Method, MethodConfig, State, methods
 
 _ATTENTION = "peftport_prefix"
@@ -108,17 +108,18 @@ class Prefix(Method):
         return groups
 
     def pairs(self, spec: HostSpec, config: PrefixConfig, state: State) -> State:
-        """key and value  [l, heads * d_kv] of every site, through the network if there is one."""
+        """key and value  [..., l, heads * d_kv] of every site, through the network if there is one;
+        a bank's have a leading axis K."""
         if config.hidden is None:
             return state
         made: State = {}
         for group, sites in self._groups(self.sites(spec, config)).items():
             net = state[group]
-            hidden = torch.tanh(F.linear(net["embedding"], net["w1"], net["b1"]))  # [l, hidden]
-            out = F.linear(hidden, net["w2"], net["b2"])  # [l, sites * 2 * inner]
-            chunks = out.view(config.length, len(sites), 2, -1)
+            hidden = torch.tanh(_linear(net["embedding"], net["w1"], net["b1"]))  # [..., l, hidden]
+            out = _linear(hidden, net["w2"], net["b2"])  # [..., l, sites * 2 * inner]
+            chunks = out.unflatten(-1, (len(sites), 2, -1))
             for i, site in enumerate(sites):
-                made[site.name] = {"key": chunks[:, i, 0], "value": chunks[:, i, 1]}
+                made[site.name] = {"key": chunks[..., i, 0, :], "value": chunks[..., i, 1, :]}
         return made
 
     def finish(self, spec: HostSpec, config: Any, state: State) -> tuple[PrefixConfig, State]:
@@ -155,6 +156,47 @@ class Prefix(Method):
 
             undo.append(_patch(attention, live, site.name, spec, bias))
         return undo
+
+    def bank(
+        self, spec: HostSpec, config: Any, state: State, head: Mapping[str, Tensor]
+    ) -> BankLayer:
+        return PrefixBank(self, spec, config, state, head)
+
+
+class PrefixBank(BankLayer):
+    """Each slot's own pairs before its texts' keys and values."""
+
+    def __init__(
+        self,
+        method: Prefix,
+        spec: HostSpec,
+        config: Any,
+        state: State,
+        head: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(config, state, head)
+        self._make = lambda: method.pairs(spec, config, state)
+        self._live: State = {}
+        self._sites = {site.name for site in method.sites(spec, config)}
+        self.shift = config.length if config.positions == "past" else 0
+
+    def acts_on(self, *sites: str) -> bool:
+        return any(site in self._sites for site in sites)
+
+    def refresh(self) -> None:
+        self._live = self._make()
+
+    def pairs(self, site: str) -> tuple[Tensor, Tensor] | None:
+        own = self._live.get(site)
+        return None if own is None else (own["key"], own["value"])
+
+    def prefix_bias(self) -> str:
+        return str(self.config.positions)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [..., l, d_in], weight [..., d_out, d_in], bias [..., d_out] -> [..., l, d_out]"""
+    return x @ weight.mT + bias.unsqueeze(-2)
 
 
 def _patch(

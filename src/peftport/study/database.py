@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from peftport.errors import InputError, RunError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DATABASE = "store.sqlite"
 LOCK = "writer.lock"
 MODULES = "modules"
@@ -30,7 +30,7 @@ CREATE TABLE trainings (key TEXT PRIMARY KEY, ingredients TEXT NOT NULL) STRICT;
 CREATE TABLE results (
     key TEXT PRIMARY KEY REFERENCES trainings (key), status TEXT NOT NULL, attempt INTEGER NOT NULL,
     seconds REAL NOT NULL, finished TEXT NOT NULL, parameters INTEGER NOT NULL, module TEXT,
-    error TEXT, traceback TEXT
+    error TEXT, traceback TEXT, split INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE scores (
     key TEXT NOT NULL REFERENCES trainings (key), budget INTEGER NOT NULL,

@@ -1,11 +1,12 @@
-"""Runs a study: what is missing, in order, one transaction a unit."""
+"""Runs a study: what is missing, in order, one transaction a bank."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,19 @@ from peftport.formats import save_module
 from peftport.hosts.load import inspect_host
 from peftport.methods.attach import check_host
 from peftport.methods.base import Module
+from peftport.study.banks import Keys, compose
 from peftport.study.chosen import Trial, choose
 from peftport.study.estimate import cost_s
-from peftport.study.executors.base import Executor, Job, executors
+from peftport.study.executors.base import BankJob, Executor, Job, executors
 from peftport.study.grid import Study
 from peftport.study.materials import Materials, gather, located
 from peftport.study.modules import from_bytes
-from peftport.study.plan import NUMERICS, Plan, Training, make_plan
+from peftport.study.plan import NUMERICS, Plan, make_plan
 from peftport.study.planned import Outcome, Planned
 from peftport.study.progress import Progress
 from peftport.study.rates import Search
 from peftport.study.runner import Runner
+from peftport.study.sizing import Wish, decide, recorded_kernel
 from peftport.study.store import Store
 from peftport.train.metrics import metrics
 
@@ -44,18 +47,27 @@ class Prepared:
 
     @property
     def estimate_s(self) -> float:
-        """Rough seconds on two cores for all units."""
+        """Rough seconds on two cores for all trainings."""
         return sum(cost_s(self.materials, t) for t in self.plan.trainings.values())
 
 
 @dataclass
 class Options:
-    """How to run, which never moves a number."""
+    """How to run, which never moves a number beyond rounding.
+
+    Attributes:
+        executor: where banks are done.
+        limit: do at most so many trainings, rounded up to whole banks.
+        retry_failed: do failed trainings again.
+        quiet: print no progress.
+        sizing: how large banks are; used when the store is made.
+    """
 
     executor: str = "local"
     limit: int | None = None
     retry_failed: bool = False
     quiet: bool = False
+    sizing: Wish = field(default_factory=Wish)
 
 
 def prepare(study: Study) -> Prepared:
@@ -81,48 +93,112 @@ def run_study(prepared: Prepared, folder: Path, options: Options) -> dict[str, A
         InputError: the store cannot be used; RunError: it is full.
     """
     make_executor = executors.get(options.executor)
-    with Store.write(folder, prepared.planned) as store:
-        threads = int(store.environment["threads"])
-        executor = make_executor(lambda: Runner(prepared.materials, threads))
-        todo = _todo(store, prepared.plan, options.retry_failed)[: options.limit]
-        costs = {key: cost_s(prepared.materials, prepared.plan.trainings[key]) for key in todo}
-        with Progress(sum(costs.values()), len(todo), quiet=options.quiet) as progress:
-            for wave in prepared.plan.waves:
-                keys = [key for key in wave if key in costs]
-                for outcome in _outcomes(store, prepared.plan, executor, keys):
-                    store.commit(outcome)
-                    training = prepared.plan.trainings[outcome.key]
-                    progress.step(costs[outcome.key], _name(training), outcome.error is not None)
+    materials, plan, planned = prepared.materials, prepared.plan, prepared.planned
+    if not Store.is_there(folder):
+        chosen = decide(materials, options.sizing)
+        planned = replace(planned, environment={**planned.environment, **chosen})
+    with Store.write(folder, planned) as store:
+        options.sizing.check(store.environment)
+        threads, kernel = int(store.environment["threads"]), recorded_kernel(store)
+        executor = make_executor(lambda: Runner(materials, threads, kernel))
+        todo = _todo(store, plan, options)
+        banks = [keys for wave in todo for keys in wave]
+        costs = {keys: sum(cost_s(materials, plan.trainings[k]) for k in keys) for keys in banks}
+        with Progress(sum(costs.values()), len(banks), quiet=options.quiet) as progress:
+            for wave in todo:
+                for keys, outcomes in _outcomes(store, plan, executor, wave):
+                    store.commit(*_wanted(store, outcomes, options))
+                    _note_split(store, outcomes)
+                    failed = sum(outcome.error is not None for outcome in outcomes)
+                    progress.step(costs[keys], _name(plan, keys), failed)
         return store.status()
 
 
-def _todo(store: Store, plan: Plan, retry_failed: bool) -> list[str]:
+def _todo(store: Store, plan: Plan, options: Options) -> list[list[Keys]]:
+    """Banks of each wave in which something is missing."""
     states = store.states()
-    keep = {"done"} if retry_failed else {"done", "failed"}
-    return [key for wave in plan.waves for key in wave if states.get(key) not in keep]
+    keep = _kept(options)
+    left = math.inf if options.limit is None else options.limit
+    todo: list[list[Keys]] = []
+    for wave in compose(plan, int(store.environment["bank"])):
+        todo.append([])
+        for keys in wave:
+            missing = sum(states.get(key) not in keep for key in keys)
+            if missing and left > 0:
+                todo[-1].append(keys)
+                left -= missing
+    return todo
 
 
-def _outcomes(store: Store, plan: Plan, executor: Executor, keys: list[str]) -> Iterator[Outcome]:
-    ready: list[tuple[str, str | None]] = []
+def _kept(options: Options) -> set[str]:
+    """States of what is not done again."""
+    return {"done"} if options.retry_failed else {"done", "failed"}
+
+
+def _wanted(store: Store, outcomes: list[Outcome], options: Options) -> list[Outcome]:
+    """Only what is missing: a bank is done whole even where some of it is there already."""
+    states, keep = store.states(), _kept(options)
+    return [outcome for outcome in outcomes if states.get(outcome.key) not in keep]
+
+
+def _note_split(store: Store, outcomes: list[Outcome]) -> None:
+    keys = [outcome.key[:12] for outcome in outcomes if outcome.split]
+    if keys:
+        store.note(f"a bank did not fit and was done in parts; its trainings: {' '.join(keys)}")
+
+
+def _outcomes(
+    store: Store, plan: Plan, executor: Executor, banks: list[Keys]
+) -> Iterator[tuple[Keys, list[Outcome]]]:
+    """Each bank with its outcomes; what has no source module fails without being done."""
+    lost: dict[str, list[Outcome]] = {}
+    whole: dict[str, Keys] = {}
+    barren: list[tuple[Keys, list[Outcome]]] = []
+
+    def ready() -> Iterator[BankJob]:
+        for keys in banks:
+            bank = bank_job(store, plan, keys)
+            there = {job.key for job in bank.jobs}
+            gone = [
+                Outcome(key, 0.0, error="its source module failed", traceback="")
+                for key in keys
+                if key not in there
+            ]
+            if there:
+                whole[bank.id], lost[bank.id] = keys, gone
+                yield bank
+            else:
+                barren.append((keys, gone))
+
+    for outcomes in executor.run(ready()):
+        bank = outcomes[0].key
+        yield whole.pop(bank), [*outcomes, *lost.pop(bank)]
+    yield from barren
+
+
+def bank_job(store: Store, plan: Plan, keys: Keys) -> BankJob:
+    """A bank with the modules that it carries over, without those jobs that lack one."""
+    jobs: list[Job] = []
+    sources: dict[str, bytes] = {}
     for key in keys:
-        sources = plan.trainings[key].sources
-        best = best_source(store, plan, key) if sources else None
-        if sources and best is None:
-            yield Outcome(key, 0.0, error="its source module failed", traceback="")
-        else:
-            ready.append((key, best))
-    yield from executor.run(
-        Job(key, plan.trainings[key], None if best is None else store.module(best))
-        for key, best in ready
-    )
+        training = plan.trainings[key]
+        if not training.sources:
+            jobs.append(Job(key, training))
+            continue
+        best = best_source(store, plan, key)
+        if best is not None:
+            if best not in sources:
+                sources[best] = store.module(best)
+            jobs.append(Job(key, training, sources[best]))
+    return BankJob(tuple(jobs))
 
 
 def best_source(store: Store, plan: Plan, key: str) -> str | None:
     """Key of the module that a training carries over: the only one, or the best candidate of a
     search; None where all failed."""
-    keys = {training: name for name, training in plan.trainings.items()}
     states, labels = store.states(), store.labels()
-    done = {s: keys[s] for s in plan.trainings[key].sources if states.get(keys[s]) == "done"}
+    named = {source: plan.keys[source] for source in plan.trainings[key].sources}
+    done = {source: name for source, name in named.items() if states.get(name) == "done"}
     rates = store.study.rates
     if len(done) < 2 or not isinstance(rates, Search):
         return next(iter(done.values()), None)
@@ -152,18 +228,22 @@ def recompute(store: Store, key: str, budget: int) -> Module:
         raise InputError(
             f"run {key} cannot be made again: hosts, data or peftport are not what they were"
         )
-    best = best_source(store, prepared.plan, key)
-    source = None if best is None else store.module(best)
-    runner = Runner(prepared.materials, int(store.environment["threads"]))
-    for at, made in runner.modules(Job(key, prepared.plan.trainings[key], source)):
-        if at == budget and made is not None:
-            if made.digest != kept:
-                raise InputError(
-                    f"run {key} gives another module at budget {budget} than the one that was "
-                    "measured; make it on the machine and with the versions of the store"
-                )
-            return made
-    raise InputError(f"run {key} has no budget {budget}")
+    plan, environment = prepared.plan, store.environment
+    runner = Runner(prepared.materials, int(environment["threads"]), recorded_kernel(store))
+    banks = [keys for wave in compose(plan, int(environment["bank"])) for keys in wave]
+    whole = next(keys for keys in banks if key in keys)
+    # alone is cheap, and often bit for bit what it is in its bank
+    for keys in dict.fromkeys([(key,), whole]):
+        bank = bank_job(store, plan, keys)
+        at = [job.key for job in bank.jobs].index(key)
+        for steps, made in runner.modules(bank):
+            found = made[at]
+            if steps == budget and isinstance(found, Module) and found.digest == kept:
+                return found
+    raise InputError(
+        f"run {key} gives another module at budget {budget} than the one that was "
+        "measured; make it on the machine and with the versions of the store"
+    )
 
 
 def save(store: Store, key: str, budget: int, folder: Path) -> None:
@@ -182,9 +262,12 @@ def save(store: Store, key: str, budget: int, folder: Path) -> None:
     save_module(replace(module, notes={**module.notes, **notes}), folder, spec=spec, base_model=ref)
 
 
-def _name(t: Training) -> str:
+def _name(plan: Plan, keys: Keys) -> str:
+    """What a bank is, for people."""
+    t = plan.trainings[keys[0]]
     way = f"{t.source_host} → {t.host}" if t.sources else t.host
-    return " ".join(filter(None, [t.method, t.init, way, f"seed {t.seed}"]))
+    more = f"and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return " ".join(filter(None, [t.method, t.init, way, f"seed {t.seed}", more]))
 
 
 def _facts(materials: Materials) -> dict[str, Any]:

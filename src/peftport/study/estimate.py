@@ -1,26 +1,70 @@
-"""What a study will cost, before it runs: a rough guess from the hosts' shapes."""
+"""What a study will cost, before it runs: a guess from the hosts' shapes."""
 
 from __future__ import annotations
 
+from peftport.hosts.families.base import Family, families
 from peftport.hosts.spec import HostSpec
 from peftport.study.materials import Materials
 from peftport.study.plan import Training
 
-#: arithmetic that two current CPU cores do in float32 on batches of 16 short sentences
-FLOP_PER_S = 1e11
+#: arithmetic that two current CPU cores do in float32 on banks of short sentences, and on modules
+#: that are trained one by one
+FLOP_PER_S = 3e11
+FLOP_PER_S_ALONE = 1e11
 #: tokens of a review sentence on average
 TOKENS = 27
+#: what a token keeps for the backward pass in a layer, by d_model (21 kB at 384)
+BYTES_PER_TOKEN = 21_000 / 384
+#: texts of a slot's batch in the estimate of memory
+SLOT_TEXTS = 16
+#: the host's weights in its model and in the layouts of the packed program, forward and backward
+COPIES = 3
 
 
 def cost_s(materials: Materials, training: Training) -> float:
-    """Seconds of one training with its measurements, on two cores: 4 operations a weight and token
-    for forward and backward past frozen weights, 2 for forward alone."""
+    """Seconds of one training with its measurements, on two cores: for every weight and token 2
+    operations forward and 2 backward (none into frozen weights); a measurement or a probe goes
+    forward alone."""
     spec = materials.specs[training.host]
-    tokens = min(materials.task.max_tokens, TOKENS)
-    per_token = body_parameters(spec) * tokens
-    steps = training.steps * training.batch * 4
+    texts = 0 if training.init == "host" else training.steps * training.batch
+    passes = 2 if training.init == "probe" else 4
     reads = len(training.budgets) * len(materials.measured.texts) * 2
-    return per_token * (steps + reads) / FLOP_PER_S + 0.1
+    flop = weights_per_text(materials, spec) * (texts * passes + reads)
+    return flop / (FLOP_PER_S if in_banks(spec) else FLOP_PER_S_ALONE) + 0.01
+
+
+def memory_bytes(materials: Materials, bank: int) -> int:
+    """What banks of so many modules take on the study's most demanding host, beside the
+    interpreter and its libraries."""
+    tokens = bank * SLOT_TEXTS * _tokens(materials)
+    sizes = []
+    for spec in materials.specs.values():
+        weights = body_parameters(spec) + spec.vocab_size * spec.d_model
+        layers = next(iter(spec.layers.values()))
+        sizes.append(4 * COPIES * weights + tokens * layers * BYTES_PER_TOKEN * spec.d_model)
+    return round(max(sizes))
+
+
+def largest_host(materials: Materials) -> str:
+    """The host on which a step costs most."""
+    return max(materials.specs, key=lambda name: weights_per_text(materials, materials.specs[name]))
+
+
+def smallest_host(materials: Materials) -> str:
+    """The host on which a step costs least."""
+    return min(materials.specs, key=lambda name: weights_per_text(materials, materials.specs[name]))
+
+
+def weights_per_text(materials: Materials, spec: HostSpec) -> float:
+    """Weights times tokens of a text on the way to its answer. With a pooler the last layer's
+    queries, outputs and feed-forward block run on the first token alone."""
+    tokens = _tokens(materials)
+    weights = body_parameters(spec) * tokens
+    if in_banks(spec) and materials.study.head == "pooler":
+        inner = spec.heads * spec.d_kv
+        last = body_parameters(spec) / next(iter(spec.layers.values()))
+        weights -= round((last - 2 * spec.d_model * inner) * (tokens - 1))
+    return weights
 
 
 def body_parameters(spec: HostSpec) -> int:
@@ -29,3 +73,12 @@ def body_parameters(spec: HostSpec) -> int:
     roles = {site.role for site in spec.sites if site.block == "ff" and site.stack == stack}
     feed_forward = (3 if "gate" in roles else 2) * spec.d_model * spec.d_ff
     return spec.layers[stack] * (4 * spec.d_model * spec.heads * spec.d_kv + feed_forward)
+
+
+def in_banks(spec: HostSpec) -> bool:
+    """Whether the host's family has a packed program."""
+    return families.get(spec.family).program is not Family.program
+
+
+def _tokens(materials: Materials) -> int:
+    return min(materials.task.max_tokens, TOKENS)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from peftport.study.store import Store
 
 #: what a line says, in this order; ``key`` identifies the training (runs may share one), ``study``
-#: the grid, ``parameters`` counts what was trained
+#: the grid, ``parameters`` counts what was trained, ``split`` is 1 where a bank was done in parts
 COLUMNS = (
     "kind", "method", "source", "target", "data", "seed", "init", "budget", "metric", "value",
-    "key", "study", "source_seed", "lr", "head_lr", "parameters",
+    "key", "study", "source_seed", "lr", "head_lr", "parameters", "split",
 )  # fmt: skip
 _ORDER = [
     "kind", "method", "source", "target", "data", "seed", "init", "lr", "head_lr", "key", "budget",

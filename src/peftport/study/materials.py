@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Part:
     texts: tuple[str, ...]
     labels: tuple[int, ...]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         text = json.dumps([self.texts, self.labels])
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,8 @@
-"""Runs to units of work: distinct trainings, what they need, in which order, and their keys.
+"""Runs to distinct trainings: what they need, in which order, and their keys.
 
-A unit is one training. Source modules are trained once and ported to every target; a scratch
-training is shared by all sources; budgets are checkpoints of one trajectory.
+Source modules are trained once and ported to every target; a scratch training is shared by all
+sources; budgets are checkpoints of one trajectory. :mod:`peftport.study.banks` says which
+trainings are done together.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from peftport.methods.base import Module, methods
+from peftport.methods.base import MethodConfig, Module, methods
+from peftport.methods.lora import LoraConfig
 from peftport.port.plan import plan_port
 from peftport.port.strategies.base import strategies
 from peftport.study.expand import Run, candidate_rates, expand, native_rates
@@ -23,9 +26,11 @@ from peftport.study.materials import OTHER, SAME, TARGET, Materials
 from peftport.study.rates import Search
 
 #: raised when a change of the code moves numbers that the ingredients do not name
-NUMERICS = 1
+NUMERICS = 2
 #: inits that begin with a module of the source host
 CARRIED = ("ported", "sampled", "head-only", "body-only")
+#: a fresh lora changes nothing, so a probe's head reads frozen features
+PROBE = LoraConfig()
 
 
 @dataclass(frozen=True)
@@ -69,17 +74,23 @@ class Training:
 class Plan:
     """Rows, and the trainings that answer them in two waves: nothing in the second is needed by
     anything, and nothing in the first needs anything. In each wave the trainings of a host follow
-    each other."""
+    each other. ``configs`` are those of the modules they start with; None for the host alone."""
 
     rows: tuple[tuple[Run, str], ...]
     trainings: Mapping[str, Training]
     waves: tuple[tuple[str, ...], tuple[str, ...]]
     ingredients: Mapping[str, Mapping[str, Any]]
+    configs: Mapping[str, MethodConfig | None]
+
+    @cached_property
+    def keys(self) -> dict[Training, str]:
+        """Training to its key."""
+        return {training: key for key, training in self.trainings.items()}
 
 
 def make_plan(materials: Materials) -> Plan:
     """The plan of a study. Deterministic: it depends on the study and its materials alone."""
-    check_fit(materials)
+    carried = check_fit(materials)
     study, words = materials.study, materials.words
     pairs = [(run, training_of(study, run, words)) for run in expand(study, words)]
     distinct = dict.fromkeys(t for _, training in pairs for t in (*training.sources, training))
@@ -95,6 +106,7 @@ def make_plan(materials: Materials) -> Plan:
             tuple(keys[t] for t in order if t not in needed),
         ),
         ingredients={keys[training]: facts[training] for training in order},
+        configs={keys[training]: _config(materials, carried, training) for training in order},
     )
 
 
@@ -132,18 +144,23 @@ def strategy_of(materials: Materials, source: str, target: str) -> str:
     return strategy.same_shape if same else strategy.otherwise
 
 
-def check_fit(materials: Materials) -> None:
-    """Raises InputError where a method does not fit a host or cannot be ported between a pair."""
+def check_fit(materials: Materials) -> dict[tuple[str, str, str], MethodConfig]:
+    """What becomes of a method's config from a host to another, by (method, source, target).
+
+    Raises:
+        InputError: a method does not fit a host or cannot be ported between a pair.
+    """
     study = materials.study
     for (method, host), config in materials.configs.items():
         methods.get(method)().sites(materials.specs[host], config)
+    carried: dict[tuple[str, str, str], MethodConfig] = {}
     if not set(CARRIED) & {*study.inits, *study.extras.ablation_inits}:
-        return
+        return carried
     for method in study.methods:
         for source, target in study.pairs:
             spec, config = materials.specs[source], materials.configs[(method, source)]
             state = methods.get(method)().init(spec, config, torch.Generator().manual_seed(0))
-            plan_port(
+            carried[(method, source, target)] = plan_port(
                 spec,
                 materials.specs[target],
                 Module(config, state, {}, spec.fingerprint, source),
@@ -151,7 +168,21 @@ def check_fit(materials: Materials) -> None:
                 layers=study.strategy.layers,
                 norm_match=study.strategy.norm_match,
                 have_texts=bool(materials.unlabelled),
-            )
+            ).target_config
+    return carried
+
+
+def _config(
+    materials: Materials, carried: Mapping[tuple[str, str, str], MethodConfig], t: Training
+) -> MethodConfig | None:
+    """The config of the module that a training starts with."""
+    if t.init == "host":
+        return None
+    if t.init == "probe":
+        return PROBE
+    if t.sources:
+        return carried[(t.method, t.source_host, t.host)]
+    return materials.configs[(t.method, t.host)]
 
 
 def ingredients(materials: Materials, training: Training) -> dict[str, Any]:
@@ -202,15 +233,16 @@ def _digest(facts: Any) -> str:
 
 
 def _order(study: Study, training: Training) -> tuple[Any, ...]:
-    """A host is loaded once, a pair of hosts once for all that is ported between them."""
+    """A host is loaded once, a pair of hosts once for all that is ported between them; what reads
+    the same sentences in the same order stands together."""
     place = {host: at for at, host in enumerate(study.hosts)}
     names = list(study.methods)
     return (
         place[training.host],
         place.get(training.source_host, -1),
         names.index(training.method) if training.method else -1,
-        training.sources[0].part if training.sources else training.part,
         training.seed,
+        training.sources[0].part if training.sources else training.part,
         training.init,
         training.lr or 0.0,
         training.head_lr or 0.0,

@@ -1,4 +1,4 @@
-"""What a store is told before the first unit, and what it is given after each. No torch here."""
+"""What a store is told before the first bank, and what it is given after each. No torch here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Planned:
         ingredients: key to everything that can move its numbers.
         facts: hosts, data and numerics of the plan; a resumed study must find them unchanged.
         sentences: (id, class) of every sentence that is measured on, in the order of the scores.
-        environment: threads, versions, machine; recorded once and kept when resumed.
+        environment: what was decided once (``threads``, ``bank``, ``kernel``), versions, machine;
+            recorded when the store is made and kept when resumed.
         guard: what the leak guard looked at and dropped.
     """
 
@@ -46,7 +47,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one unit of work gave: measures and its last module, or an error with its traceback."""
+    """What one training gave: measures and its last module, or an error with its traceback.
+
+    ``seconds`` is its share of its bank's; ``split`` says that the bank was not done whole.
+    """
 
     key: str
     seconds: float
@@ -55,3 +59,4 @@ class Outcome:
     module: bytes | None = None
     error: str | None = None
     traceback: str | None = None
+    split: bool = False

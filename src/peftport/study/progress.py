@@ -19,20 +19,20 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts units weighted by their cost.
+    """Counts banks weighted by their cost.
 
     Args:
-        total: cost of all units still to do.
-        units: their number.
+        total: cost of all banks still to do.
+        banks: their number.
         quiet: print nothing.
         stream: where to print; stderr, so that stdout carries data alone.
     """
 
     def __init__(
-        self, total: float, units: int, *, quiet: bool = False, stream: TextIO | None = None
+        self, total: float, banks: int, *, quiet: bool = False, stream: TextIO | None = None
     ) -> None:
         self._stream = stream or sys.stderr
-        self._total, self._units, self._quiet = max(total, 1e-9), units, quiet
+        self._total, self._banks, self._quiet = max(total, 1e-9), banks, quiet
         self._done, self._cost, self._failed = 0, 0.0, 0
         self._begin = self._last = time.monotonic()
         self._bar: Any = None
@@ -45,19 +45,19 @@ class Progress:
                 bar_format="{percentage:3.0f}% |{bar}| {desc} [{elapsed}<{remaining}]",
             )
 
-    def step(self, cost: float, what: str, failed: bool) -> None:
-        """One unit is finished and stored."""
+    def step(self, cost: float, what: str, failed: int) -> None:
+        """One bank is finished and stored; so many of its trainings failed."""
         self._done += 1
         self._cost += cost
         self._failed += failed
-        text = f"{self._done}/{self._units} units"
-        text += f", {self._failed} failed" if self._failed else ""
+        text = f"{self._done}/{self._banks} banks"
+        text += f", {self._failed} trainings failed" if self._failed else ""
         if self._bar is not None:
             self._bar.set_description_str(f"{text} · {what}", refresh=False)
             self._bar.update(cost)
         elif not self._quiet:
             now = time.monotonic()
-            if self._done == self._units or now - self._last >= EVERY_S or self._done == 1:
+            if self._done == self._banks or now - self._last >= EVERY_S or self._done == 1:
                 self._last = now
                 left = (now - self._begin) * (self._total / max(self._cost, 1e-9) - 1)
                 print(

@@ -1,34 +1,38 @@
-"""Does one unit of a study: start, train, measure."""
+"""Does one bank of a study: start every module, train them together, measure."""
 
 from __future__ import annotations
 
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 import torch
 
 from peftport.data.tasks import Encoded, encode
-from peftport.errors import RunError
+from peftport.errors import InputError, RunError
 from peftport.hosts.load import Host, load_host
-from peftport.methods.base import Module
-from peftport.methods.lora import LoraConfig
+from peftport.hosts.packed.kernels import use_kernel
+from peftport.methods.base import MethodConfig, Module
 from peftport.port.apply import apply_port
 from peftport.port.controls import body_only, head_only, sampled
 from peftport.port.plan import plan_port
 from peftport.port.spaces import Correspondence
-from peftport.study.executors.base import Job
+from peftport.study.executors.base import BankJob, Job
 from peftport.study.materials import Materials
 from peftport.study.modules import from_bytes, named, to_bytes
-from peftport.study.plan import Training, strategy_of
+from peftport.study.plan import PROBE, Training, strategy_of
 from peftport.study.planned import Measure, Outcome
-from peftport.train.evaluate import class_scores
+from peftport.train.evaluate import bank_scores, class_scores
+from peftport.train.fused import Slot, train_bank, trains_in_banks
 from peftport.train.reference import TrainSpec, fresh_module, train
 
 T = TypeVar("T")
+#: a job's module at a budget (None for the host alone), or what ended it
+Found = Module | None | Exception
 
 
 class Recent:
@@ -47,91 +51,151 @@ class Recent:
         return self._values[key]  # type: ignore[return-value]
 
 
+@dataclass
+class _Progress:
+    """How far a job of the bank is. An error is kept as text: its frames hold the whole bank."""
+
+    job: Job
+    measures: list[Measure] = field(default_factory=list)
+    last: Module | None = None
+    error: str | None = None
+    trace: str | None = None
+
+    def fail(self, error: Exception) -> None:
+        """The first error counts."""
+        if self.error is None:
+            self.error = " ".join(str(error).split()) or type(error).__name__
+            self.trace = "".join(traceback.format_exception(error))
+
+    def measure(self, budget: int, module: Module | None, scores: np.ndarray) -> None:
+        self.last = module
+        if np.isfinite(scores).all():
+            self.measures.append(Measure(budget, scores, module.digest if module else ""))
+        else:
+            self.fail(RunError(f"scores are not finite after {budget} steps; lower the rate"))
+
+    def outcome(self, seconds: float, split: bool) -> Outcome:
+        key = self.job.key
+        if self.error is not None:
+            return Outcome(key, seconds, error=self.error, traceback=self.trace, split=split)
+        return Outcome(
+            key,
+            seconds,
+            tuple(self.measures),
+            parameters=_trained(self.last, self.job.training.init),
+            module=to_bytes(self.last) if self.last else None,
+            split=split,
+        )
+
+
+class _Unlike(InputError):
+    """Modules that were planned for one bank do not fit into one."""
+
+
 class Runner:
-    """A worker that trains with the reference trainer.
+    """A worker that trains banks; where a host or method cannot, its modules one after another.
 
     Args:
         materials: what the study works on.
         threads: torch threads; fixed for a study, since sums depend on how they are cut.
+        kernel: which matrix product frozen weights use; fixed likewise.
     """
 
-    def __init__(self, materials: Materials, threads: int) -> None:
+    def __init__(self, materials: Materials, threads: int, kernel: str) -> None:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        use_kernel(kernel)
         self._m = materials
         self._hosts = Recent(2)  # a source and a target
         self._encoded = Recent(8)
-        self._pairs = Recent(1)
+        self._pairs = Recent(2)  # a bank may begin with one source and end with the next
         self._ported = Recent(1)  # ported, sampled and the ablations begin with the same module
 
-    def do(self, job: Job) -> Outcome:
+    def do(self, bank: BankJob) -> list[Outcome]:
         """Train and measure; whatever goes wrong becomes a failed outcome."""
-        begin = time.perf_counter()
-        try:
-            measures: list[Measure] = []
-            last: Module | None = None
-            for budget, last in self.modules(job):
-                scores = self._measure(job.training.host, last)
-                if not np.isfinite(scores).all():
-                    raise RunError(f"scores are not finite after {budget} steps; lower the rate")
-                measures.append(Measure(budget, scores, last.digest if last else ""))
-            return Outcome(
-                job.key,
-                time.perf_counter() - begin,
-                tuple(measures),
-                parameters=_trained(last, job.training.init),
-                module=to_bytes(last) if last else None,
-            )
-        except Exception as error:
-            return Outcome(
-                job.key,
-                time.perf_counter() - begin,
-                error=" ".join(str(error).split()) or type(error).__name__,
-                traceback=traceback.format_exc(),
-            )
+        return self._do(bank.jobs, split=False)
 
-    def modules(self, job: Job) -> Iterator[tuple[int, Module | None]]:
-        """The module of a job at each of its budgets; None for the host alone."""
-        t: Training = job.training
-        host = self.host(t.host)
-        start = self._start(job)
-        if start is None:
-            yield 0, None
+    def _do(self, jobs: tuple[Job, ...], split: bool) -> list[Outcome]:
+        """What does not fit into memory or one bank is done in halves, and flagged."""
+        begin = time.perf_counter()
+        progress = [_Progress(job) for job in jobs]
+        halves = False
+        try:
+            for budget, found in self.modules(BankJob(jobs)):
+                self._measure_all(budget, progress, found)
+        except Exception as error:
+            halves = len(jobs) > 1 and _asks_for_less(error)
+            for one in progress:
+                one.fail(error)
+        if halves:
+            del progress
+            middle = len(jobs) // 2
+            return [*self._do(jobs[:middle], True), *self._do(jobs[middle:], True)]
+        seconds = (time.perf_counter() - begin) / len(jobs)
+        return [one.outcome(seconds, split) for one in progress]
+
+    def _measure_all(
+        self, budget: int, progress: Sequence[_Progress], found: Sequence[Found]
+    ) -> None:
+        """Measure whoever is still there."""
+        living: list[tuple[_Progress, Module | None]] = []
+        for one, module in zip(progress, found, strict=True):
+            if isinstance(module, Exception):
+                one.fail(module)
+            elif one.error is None:
+                living.append((one, module))
+        if not living:
             return
-        spec = TrainSpec(
-            steps=t.steps,
-            lr=t.lr or t.head_lr or 1.0,
-            head_lr=t.head_lr,
-            batch_size=t.batch,
-            seed=t.seed,
-            only_head=t.init == "probe",
-        )
-        part = self._m.parts[t.part]
-        encoded = self._encode(t.host, part.texts)
-        for budget, module in train(host, start, encoded, part.labels, spec, t.budgets):
-            yield budget, named(module, t.host)
+        scores = self._scores(living[0][0].job.training.host, [module for _, module in living])
+        for (one, module), own in zip(living, scores, strict=True):
+            one.measure(budget, module, own)
+
+    def modules(self, bank: BankJob) -> Iterator[tuple[int, list[Found]]]:
+        """For every job its module, at each of the bank's budgets; None for the host alone, the
+        error where it failed to start or diverged."""
+        first: Training = bank.jobs[0].training
+        host = self.host(first.host)
+        if first.init == "host":
+            yield 0, [None]
+            return
+        starts = [self._try_start(job) for job in bank.jobs]
+        slots = [
+            Slot(start, *self._texts(job.training), _spec(job.training))
+            for job, start in zip(bank.jobs, starts, strict=True)
+            if isinstance(start, Module)
+        ]
+        if not slots:
+            yield first.steps, list(starts)
+            return
+        if len({_form(slot.module) for slot in slots}) > 1:
+            raise _Unlike(f"modules of the bank of {bank.id} have different configs or shapes")
+        fits = all(trains_in_banks(host, slot.module.config) for slot in slots)
+        for budget, made in (train_bank if fits else _one_by_one)(host, slots, first.budgets):
+            trained = iter(made)
+            yield (
+                budget,
+                [_named(next(trained), first.host) if isinstance(s, Module) else s for s in starts],
+            )
 
     def host(self, name: str) -> Host:
         """A frozen host, loaded once while it is in use."""
-        m = self._m
-        return self._hosts.get(
-            name,
-            lambda: load_host(
-                m.ref(name),
-                labels=m.classes,
-                head=m.study.head,
-                verbalisers=m.task.verbalisers if name in m.words else None,
-            ),
-        )
+        return self._hosts.get(name, lambda: load(self._m, name))
 
-    def _start(self, job: Job) -> Module | None:
+    def _try_start(self, job: Job) -> Module | Exception:
+        """Where training starts, or why it cannot: that concerns nobody else."""
+        try:
+            return self._start(job)
+        except Exception as error:
+            if _asks_for_less(error):
+                raise
+            return error
+
+    def _start(self, job: Job) -> Module:
         """Where training starts."""
         t: Training = job.training
         host = self.host(t.host)
-        if t.init == "host":
-            return None
-        if t.init == "probe":  # a fresh lora changes nothing, so its head reads frozen features
-            return fresh_module(host, LoraConfig(), t.seed)
+        if t.init == "probe":
+            return fresh_module(host, PROBE, t.seed)
         if job.source is None:
             return fresh_module(host, self._m.configs[(t.method, t.host)], t.seed)
         ported = self._port(t, job.source)
@@ -170,10 +234,17 @@ class Runner:
             ),
         )
 
-    def _measure(self, host: str, module: Module | None) -> np.ndarray:
-        """Class logits  [N, C] on the measured sentences."""
-        encoded = self._encode(host, self._m.measured.texts)
-        return class_scores(self.host(host), module, encoded)
+    def _scores(self, name: str, modules: Sequence[Module | None]) -> Sequence[np.ndarray]:
+        """Class logits  [K, N, C] of modules on the measured sentences."""
+        host, encoded = self.host(name), self._encode(name, self._m.measured.texts)
+        there = [module for module in modules if module is not None]
+        if len(there) == len(modules) and all(trains_in_banks(host, m.config) for m in there):
+            return list(bank_scores(host, there, encoded))
+        return [class_scores(host, module, encoded) for module in modules]
+
+    def _texts(self, t: Training) -> tuple[Encoded, tuple[int, ...]]:
+        part = self._m.parts[t.part]
+        return self._encode(t.host, part.texts), part.labels
 
     def _encode(self, host: str, texts: tuple[str, ...]) -> Encoded:
         """Texts in a host's tokens; hosts with one tokenizer share them."""
@@ -181,6 +252,61 @@ class Runner:
         return self._encoded.get(
             key, lambda: encode(self.host(host).tokenizer, texts, self._m.task)
         )
+
+
+def load(materials: Materials, name: str) -> Host:
+    """A host as a study uses it."""
+    return load_host(
+        materials.ref(name),
+        labels=materials.classes,
+        head=materials.study.head,
+        verbalisers=materials.task.verbalisers if name in materials.words else None,
+    )
+
+
+def _spec(t: Training) -> TrainSpec:
+    return TrainSpec(
+        steps=t.steps,
+        lr=t.lr or t.head_lr or 1.0,
+        head_lr=t.head_lr,
+        batch_size=t.batch,
+        seed=t.seed,
+        only_head=t.init == "probe",
+    )
+
+
+def _one_by_one(
+    host: Host, slots: Sequence[Slot], budgets: Sequence[int]
+) -> Iterator[tuple[int, list[Module | Exception]]]:
+    """What :func:`train_bank` does, with the reference trainer."""
+    runs = [train(host, s.module, s.encoded, s.labels, s.spec, budgets) for s in slots]
+    ended: dict[int, Exception] = {}
+    for budget in budgets:
+        found: list[Module | Exception] = []
+        for at, run in enumerate(runs):
+            try:
+                found.append(ended[at] if at in ended else next(run)[1])
+            except Exception as error:
+                if _asks_for_less(error):
+                    raise
+                ended[at] = error
+                found.append(error)
+        yield budget, found
+
+
+def _named(found: Module | Exception, host: str) -> Found:
+    return named(found, host) if isinstance(found, Module) else found
+
+
+def _form(module: Module) -> tuple[MethodConfig, tuple[tuple[str, tuple[int, ...]], ...]]:
+    return module.config, tuple((name, tuple(t.shape)) for name, t in module.tensors())
+
+
+def _asks_for_less(error: Exception) -> bool:
+    """Whether fewer modules could do; torch says so of memory in a RuntimeError's text."""
+    return isinstance(error, MemoryError | _Unlike) or (
+        isinstance(error, RuntimeError) and "allocate" in str(error)
+    )
 
 
 def _trained(module: Module | None, init: str) -> int:

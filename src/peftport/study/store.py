@@ -2,12 +2,13 @@
 
 Contract (tested by :class:`peftport.testing.contracts_store.StoreContract`):
 
-- a unit's results enter in one transaction; a killed writer loses at most the unit in flight;
+- a bank's results enter in one transaction; a killed writer loses at most the bank in flight;
 - one writer at a time, readers at any time;
 - a finished result is never changed or deleted: giving it again does nothing, and is noted when
   its numbers differ;
 - a store belongs to one grid and one plan, and refuses every other;
-- what is exported depends on the numbers alone: not on times, attempts, order or interruptions.
+- what is exported depends on the numbers alone: not on times, attempts, order or interruptions
+  (and on the flag of trainings whose bank had to be split).
 
 This file never imports torch.
 """
@@ -95,6 +96,16 @@ class Store:
                 left_over.unlink()
         return store
 
+    @staticmethod
+    def is_there(folder: Path) -> bool:
+        """Whether a study was begun in a folder."""
+        if not (folder / db.DATABASE).is_file():
+            return False
+        with db.one_line_errors(folder):
+            connection = db.connect(folder, write=False)
+            with Store(folder, connection, None) as store:
+                return store._is_made()
+
     @classmethod
     def check_grid(cls, folder: Path, study: Study) -> None:
         """Raises InputError when a store is there and holds another grid; writes nothing."""
@@ -126,6 +137,11 @@ class Store:
     ) -> None:
         self.close()
 
+    @property
+    def writes(self) -> bool:
+        """Whether this is the store's writer."""
+        return self._lock is not None
+
     # -- what it holds ----------------------------------------------------------------------
 
     @property
@@ -139,7 +155,7 @@ class Store:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Threads, versions and machine at the store's creation."""
+        """What was decided when the store was made (threads, bank, kernel), versions, machine."""
         return dict(self._meta("environment"))
 
     @property
@@ -163,7 +179,7 @@ class Store:
         return dict(self._all("SELECT key, status FROM results"))
 
     def seconds(self) -> dict[str, float]:
-        """Key to the seconds that its unit took."""
+        """Key to a training's share of the seconds that its bank took."""
         return dict(self._all("SELECT key, seconds FROM results WHERE status = 'done'"))
 
     def status(self) -> dict[str, Any]:
@@ -203,10 +219,12 @@ class Store:
         ).split()
         query = (
             f"SELECT {', '.join('rows.' + c for c in columns)}, "
-            "coalesce(status, 'missing'), coalesce(error, ''), coalesce(parameters, 0) "
-            "FROM rows LEFT JOIN results ON rows.key = results.key ORDER BY rows.id"
+            "coalesce(status, 'missing'), coalesce(error, ''), coalesce(parameters, 0), "
+            "coalesce(split, 0) FROM rows LEFT JOIN results ON rows.key = results.key "
+            "ORDER BY rows.id"
         )
-        frame = pd.DataFrame(self._all(query), columns=[*columns, "status", "error", "parameters"])
+        added = ["status", "error", "parameters", "split"]
+        frame = pd.DataFrame(self._all(query), columns=[*columns, *added])
         frame["budgets"] = [tuple(json.loads(text)) for text in frame["budgets"]]
         return frame
 
@@ -288,39 +306,43 @@ class Store:
 
     # -- writing ----------------------------------------------------------------------------
 
-    def commit(self, outcome: Outcome) -> None:
-        """Enter the results of one unit, all or nothing.
+    def commit(self, *outcomes: Outcome) -> None:
+        """Enter the results of a bank, all or nothing.
 
         A finished result stays as it is; a failed one is replaced by a later attempt.
         """
         with db.one_line_errors(self.folder):
-            name = None
-            if outcome.module is not None:
-                name = hashlib.sha256(outcome.module).hexdigest()
-                path = self.folder / db.MODULES / f"{name}.safetensors"
-                write_bytes(path, outcome.module)
+            names = [None if o.module is None else self._keep(o.module) for o in outcomes]
             with db.transaction(self._db):
-                if self.states().get(outcome.key) == "done":
-                    self._compare(outcome)
-                else:
-                    self._insert(outcome, name)
+                states = self.states()
+                for outcome, name in zip(outcomes, names, strict=True):
+                    if states.get(outcome.key) == "done":
+                        self._compare(outcome)
+                    else:
+                        self._insert(outcome, name)
 
     def note(self, text: str) -> None:
         """Keep a remark for whoever reads the numbers."""
         log.warning("%s", text)
         self._db.execute("INSERT INTO notes (at, note) VALUES (?, ?)", (_now(), text))
 
+    def _keep(self, module: bytes) -> str:
+        """Write a module's file; returns its name."""
+        name = hashlib.sha256(module).hexdigest()
+        write_bytes(self.folder / db.MODULES / f"{name}.safetensors", module)
+        return name
+
     def _insert(self, outcome: Outcome, module: str | None) -> None:
         status = "done" if outcome.error is None else "failed"
         self._db.execute(
-            "INSERT INTO results VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?) "
+            "INSERT INTO results VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (key) DO UPDATE SET status = excluded.status, attempt = attempt + 1, "
             "seconds = excluded.seconds, finished = excluded.finished, module = excluded.module, "
             "parameters = excluded.parameters, error = excluded.error, "
-            "traceback = excluded.traceback",
+            "traceback = excluded.traceback, split = excluded.split",
             (
                 outcome.key, status, outcome.seconds, _now(), outcome.parameters, module,
-                outcome.error, outcome.traceback,
+                outcome.error, outcome.traceback, int(outcome.split),
             ),
         )  # fmt: skip
         for m in outcome.measures:

@@ -14,17 +14,20 @@ import numpy as np
 import pytest
 
 from peftport.errors import UnknownName
-from peftport.study.executors.base import Executor, Job, executors
+from peftport.study.executors.base import BankJob, Executor, Job, executors
 from peftport.study.planned import Measure, Outcome
 
-#: most jobs that may be drawn ahead of the outcomes taken
+#: most banks that may be drawn ahead of the outcomes taken
 WINDOW = 64
 
 
 class ToyWorker:
     """Scores that follow from the job alone; ``bad`` jobs fail."""
 
-    def do(self, job: Job) -> Outcome:
+    def do(self, bank: BankJob) -> list[Outcome]:
+        return [self._outcome(job) for job in bank.jobs]
+
+    def _outcome(self, job: Job) -> Outcome:
         if job.training == "bad":
             return Outcome(job.key, 0.0, error="bad job", traceback="Traceback: bad job")
         digest = hashlib.sha256(job.key.encode() + (job.source or b"")).digest()
@@ -32,9 +35,15 @@ class ToyWorker:
         return Outcome(job.key, 0.0, (Measure(0, scores, "m"),), 1, b"module")
 
 
-def jobs(count: int, bad: tuple[int, ...] = ()) -> Iterator[Job]:
-    for number in range(count):
-        yield Job(f"k{number}", "bad" if number in bad else "good", b"source")
+def banks(count: int, bad: tuple[int, ...] = ()) -> Iterator[BankJob]:
+    """Banks of one to three jobs, numbered through."""
+    number = 0
+    for at in range(count):
+        jobs = []
+        for _ in range(1 + at % 3):
+            jobs.append(Job(f"k{number}", "bad" if number in bad else "good", b"source"))
+            number += 1
+        yield BankJob(tuple(jobs))
 
 
 class ExecutorContract:
@@ -50,29 +59,36 @@ class ExecutorContract:
         with pytest.raises(UnknownName):
             executors.get(self.executor + "x")
 
-    def test_every_job_gives_one_outcome(self) -> None:
-        keys = [outcome.key for outcome in self.make().run(jobs(20))]
-        assert sorted(keys) == sorted(job.key for job in jobs(20))
+    def test_every_bank_gives_one_outcome_per_job_in_order(self) -> None:
+        found = {o[0].key: [x.key for x in o] for o in self.make().run(banks(20))}
+        assert found == {bank.id: [job.key for job in bank.jobs] for bank in banks(20)}
+
+    def test_no_bank_is_done_twice(self) -> None:
+        keys = [outcome.key for outcomes in self.make().run(banks(20)) for outcome in outcomes]
+        assert sorted(keys) == sorted(job.key for bank in banks(20) for job in bank.jobs)
 
     def test_a_failing_job_stops_nobody(self) -> None:
-        outcomes = {o.key: o for o in self.make().run(jobs(10, bad=(0, 4, 9)))}
+        lists = self.make().run(banks(6, bad=(0, 4, 9)))
+        outcomes = {o.key: o for outcomes in lists for o in outcomes}
         assert sorted(k for k, o in outcomes.items() if o.error) == ["k0", "k4", "k9"]
         assert all(o.traceback for o in outcomes.values() if o.error)
-        assert len(outcomes) == 10
+        assert len(outcomes) == 12
 
     def test_numbers_are_those_of_the_worker(self) -> None:
-        for outcome in self.make().run(jobs(10)):
-            expected = ToyWorker().do(Job(outcome.key, "good", b"source"))
-            assert outcome.measures[0].scores.tobytes() == expected.measures[0].scores.tobytes()
-            assert outcome.module == expected.module
+        expected = {o.key: o for bank in banks(10) for o in ToyWorker().do(bank)}
+        for outcomes in self.make().run(banks(10)):
+            for outcome in outcomes:
+                own = expected[outcome.key]
+                assert outcome.measures[0].scores.tobytes() == own.measures[0].scores.tobytes()
+                assert outcome.module == own.module
 
-    def test_jobs_are_drawn_as_they_are_needed(self) -> None:
+    def test_banks_are_drawn_as_they_are_needed(self) -> None:
         drawn: list[str] = []
 
-        def watched() -> Iterator[Job]:
-            for job in jobs(10 * WINDOW):
-                drawn.append(job.key)
-                yield job
+        def watched() -> Iterator[BankJob]:
+            for bank in banks(10 * WINDOW):
+                drawn.append(bank.id)
+                yield bank
 
         results = self.make().run(watched())
         for _ in range(3):
@@ -82,8 +98,8 @@ class ExecutorContract:
 
     def test_one_executor_runs_twice(self) -> None:
         executor = self.make()
-        first = {o.key for o in executor.run(jobs(3))}
-        assert first == {o.key for o in executor.run(jobs(3))}
+        first = {outcomes[0].key for outcomes in executor.run(banks(3))}
+        assert first == {outcomes[0].key for outcomes in executor.run(banks(3))}
 
-    def test_no_jobs_no_outcomes(self) -> None:
+    def test_no_banks_no_outcomes(self) -> None:
         assert list(self.make().run(iter(()))) == []

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -143,6 +144,44 @@ class StoreContract:
             assert found.tobytes() == outcome(1).measures[0].scores.tobytes()
             assert any("nondeterminism" in note for note in store.notes)
 
+    def test_a_bank_enters_whole_or_not_at_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stranger = replace(outcome(2), key="no training of this study")
+        with self.store.write(tmp_path / "s", planned()) as store:
+            with pytest.raises(sqlite3.IntegrityError):
+                store.commit(outcome(0), outcome(1), stranger)
+            assert store.states() == {}
+            assert store.scores(key_of(0), 0) is None
+            seen = []
+            with monkeypatch.context() as patch, self.store.read(tmp_path / "s") as reader:
+                real = store._insert
+
+                def watched(*given: Any) -> None:
+                    seen.append(len(reader.states()))
+                    real(*given)
+
+                patch.setattr(store, "_insert", watched)
+                store.commit(outcome(0), failure(1), outcome(2))
+            assert seen == [0, 0, 0]
+            assert store.states() == {key_of(0): "done", key_of(1): "failed", key_of(2): "done"}
+
+    def test_a_finished_result_in_a_bank_never_changes(self, tmp_path: Path) -> None:
+        with self.store.write(tmp_path / "s", planned()) as store:
+            store.commit(outcome(1))
+            store.commit(outcome(0), outcome(1), outcome(2))
+            assert store.notes == []
+            assert store.states() == {key_of(n): "done" for n in range(3)}
+
+    def test_a_split_bank_is_flagged(self, tmp_path: Path) -> None:
+        with self.store.write(tmp_path / "s", planned()) as store:
+            store.commit(outcome(1), replace(outcome(2), split=True))
+            flags = dict(zip(store.rows()["key"], store.rows()["split"], strict=True))
+            assert flags == {key_of(0): 0, key_of(1): 0, key_of(2): 1, key_of(3): 0}
+            frame = store.frame()
+        assert set(frame[frame["key"] == key_of(2)]["split"]) == {1}
+        assert set(frame[frame["key"] == key_of(1)]["split"]) == {0}
+
     def test_a_failure_keeps_its_traceback_until_it_is_made_good(self, tmp_path: Path) -> None:
         with self.store.write(tmp_path / "s", planned()) as store:
             store.commit(failure(1))
@@ -192,7 +231,7 @@ class StoreContract:
             writer.commit(outcome(0))
             assert reader.states() == {key_of(0): "done"}
 
-    def test_a_killed_writer_loses_at_most_the_unit_in_flight(self, tmp_path: Path) -> None:
+    def test_a_killed_writer_loses_at_most_the_bank_in_flight(self, tmp_path: Path) -> None:
         runs, rng = 200, random.Random(0)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])

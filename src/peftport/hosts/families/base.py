@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from peftport.hosts.packed.base import Program
 from peftport.hosts.spec import HostSpec, Site
 from peftport.registry import Registry
 
@@ -104,6 +105,20 @@ class Family(ABC):
         self, model: nn.Module, batch: Mapping[str, Tensor], labels: Tensor, words: Words | None
     ) -> Tensor:
         """Mean training loss (scalar) of a batch; labels  [B] in 0..C-1."""
+
+    def program(
+        self, model: nn.Module, spec: HostSpec, *, head: str, words: Words | None
+    ) -> Program | None:
+        """The host's forward pass over packed texts, for banks; None where the architecture has
+        none, and modules are then trained one by one.
+
+        Args:
+            model: a frozen model as :meth:`load` gives it.
+            spec: its spec.
+            head: ``pooler`` or ``mean``, empty for ``word`` hosts.
+            words: label words of a ``word`` host.
+        """
+        return None
 
     def shift_positions(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], by: int

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from peftport.errors import InputError
 from peftport.hosts.families.base import Family, OutPoint, Words, families, sites_of
+from peftport.hosts.packed.base import Program
+from peftport.hosts.packed.bert import PackedBert
 from peftport.hosts.spec import HostSpec, Site
 
 
@@ -94,6 +96,11 @@ class Bert(Family):
 
             base.register_forward_pre_hook(keep_mask, with_kwargs=True)
         return cast(nn.Module, model.eval())
+
+    def program(
+        self, model: nn.Module, spec: HostSpec, *, head: str, words: Words | None
+    ) -> Program | None:
+        return PackedBert(model, spec, pooled=head == "pooler")
 
     def module_path(self, spec: HostSpec, site: Site) -> str:
         layer = f"encoder.layer.{site.layer}"

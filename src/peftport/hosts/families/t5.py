@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from peftport.errors import InputError
 from peftport.hosts.families.base import Family, OutPoint, Words, families, sites_of
+from peftport.hosts.packed.base import Program
+from peftport.hosts.packed.t5 import PackedT5
 from peftport.hosts.spec import HostSpec, Site
 
 
@@ -71,6 +73,11 @@ class T5(Family):
                 f"host '{path}' has no decoder_start_token_id; add it to its config.json (T5: 0)"
             )
         return cast(nn.Module, model.eval())
+
+    def program(
+        self, model: nn.Module, spec: HostSpec, *, head: str, words: Words | None
+    ) -> Program | None:
+        return PackedT5(model, spec, self._need(words))
 
     def module_path(self, spec: HostSpec, site: Site) -> str:
         index, name = self._BLOCKS[site.stack, site.block]

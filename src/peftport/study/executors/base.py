@@ -1,11 +1,12 @@
-"""The contract of an executor: it does jobs, somewhere, and hands back their outcomes.
+"""The contract of an executor: it does banks, somewhere, and hands back their outcomes.
 
 Tested by :class:`peftport.testing.contracts_executor.ExecutorContract`:
 
-- every job gives exactly one outcome, in any order; a job that fails gives an outcome with its
-  error and traceback and stops nobody else;
-- jobs are drawn as they are needed, so that stopping early does little for nothing;
-- a job's numbers do not depend on the jobs done before it.
+- every bank gives exactly one list, in any order, with one outcome per job in the bank's order; a
+  job that fails gives an outcome with its error and traceback and stops nobody else;
+- banks are drawn as they are needed, so that stopping early does little for nothing and memory
+  does not grow with their number;
+- a bank's numbers do not depend on the banks done before it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from peftport.study.planned import Outcome
 
 @dataclass(frozen=True)
 class Job:
-    """A unit of work that may travel to another process.
+    """One training; it may travel to another process.
 
     Attributes:
         key: the training's key.
@@ -34,16 +35,28 @@ class Job:
     source: bytes | None = None
 
 
-class Worker(Protocol):
-    """Does one job after another; keeps what they share (hosts, encoded sentences)."""
+@dataclass(frozen=True)
+class BankJob:
+    """The unit of work: trainings that are done together on one host."""
 
-    def do(self, job: Job) -> Outcome:
-        """The outcome of a job; an error becomes an outcome, only interrupts are raised."""
+    jobs: tuple[Job, ...]
+
+    @property
+    def id(self) -> str:
+        """The first training's key; no two banks of a study share one."""
+        return self.jobs[0].key
+
+
+class Worker(Protocol):
+    """Does one bank after another; keeps what they share (hosts, encoded sentences)."""
+
+    def do(self, bank: BankJob) -> list[Outcome]:
+        """An outcome per job, in order; an error becomes one, only interrupts are raised."""
         ...
 
 
 class Executor(ABC):
-    """Where jobs are done.
+    """Where banks are done.
 
     Args:
         make_worker: makes a worker; called where the work is done, as often as there are workers.
@@ -55,8 +68,8 @@ class Executor(ABC):
         self.make_worker = make_worker
 
     @abstractmethod
-    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """Outcomes of all jobs, as they come."""
+    def run(self, banks: Iterable[BankJob]) -> Iterator[list[Outcome]]:
+        """Outcomes bank by bank, as they come."""
 
 
 executors: Registry[type[Executor]] = Registry("executor", "peftport.study.executors")

@@ -1,16 +1,16 @@
-"""One job after the other in this process."""
+"""One bank after the other in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from peftport.study.executors.base import Executor, Job, Worker, executors
+from peftport.study.executors.base import BankJob, Executor, Worker, executors
 from peftport.study.planned import Outcome
 
 
 @executors.register("local")
 class Local(Executor):
-    """Does the next job when the outcome before it was taken."""
+    """Does the next bank when the outcomes before it were taken."""
 
     name = "local"
 
@@ -18,8 +18,8 @@ class Local(Executor):
         super().__init__(make_worker)
         self._worker: Worker | None = None
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        for job in jobs:
+    def run(self, banks: Iterable[BankJob]) -> Iterator[list[Outcome]]:
+        for bank in banks:
             if self._worker is None:
                 self._worker = self.make_worker()
-            yield self._worker.do(job)
+            yield self._worker.do(bank)

@@ -1,0 +1,195 @@
+"""A bank: K modules of one method at work on one frozen host at once.
+
+Every parameter has a leading axis K. Texts come packed, slot after slot, so each slot's rows are a
+span; what a module does to its rows is computed span by span and never mixes two slots: a slot
+that holds NaN cannot touch another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peftport.errors import InputError
+from peftport.hosts.packed.layout import Spans
+from peftport.hosts.spec import HostSpec
+from peftport.methods.base import MethodConfig, Module, State, method_of
+
+
+class BankLayer:
+    """How K modules of a method act; a method overrides what it uses.
+
+    Args:
+        config: the modules' common config.
+        state: their tensors by site, each [K, ...].
+        head: their head tensors, each [K, ...].
+    """
+
+    def __init__(self, config: Any, state: State, head: Mapping[str, Tensor]) -> None:
+        self.config, self.state, self.head = config, state, head
+        self.shift = 0
+
+    def acts_on(self, *sites: str) -> bool:
+        return any(site in self.state for site in sites)
+
+    def linear(self, site: str, x: Tensor, y: Tensor, start: int, spans: Spans) -> Tensor:
+        return y
+
+    def out(
+        self,
+        site: str,
+        h: Tensor,
+        residual: Tensor,
+        norm: Callable[[Tensor], Tensor] | None,
+        spans: Spans,
+    ) -> Tensor:
+        return h
+
+    def pairs(self, site: str) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def prefix_bias(self) -> str:
+        return "none"
+
+    def refresh(self) -> None:
+        """Called once before every pass: compute what depends on the parameters alone."""
+
+
+class Bank:
+    """K modules stacked, with all their parameters in one tensor.
+
+    Attributes:
+        flat: every slot's parameters  [K, P]: the body's first, then the head's.
+        body: how many of the P belong to the body.
+        leaves: views of ``flat`` by tensor, which autograd sees.
+        layer: the bank layer over those views.
+    """
+
+    def __init__(
+        self, spec: HostSpec, modules: Sequence[Module], *, dtype: torch.dtype, grad: bool
+    ) -> None:
+        first = modules[0]
+        for module in modules[1:]:
+            if module.config != first.config or _shapes(module) != _shapes(first):
+                raise InputError(
+                    "modules of a bank must have one config and the same shapes, got "
+                    f"{first.config} and {module.config}"
+                )
+        self.modules = list(modules)
+        self.flat = torch.stack(
+            [torch.cat([t.detach().to(dtype).flatten() for _, t in m.tensors()]) for m in modules]
+        )  # [K, P]
+        self.body = sum(t.numel() for ts in first.state.values() for t in ts.values())
+        self.leaves: list[Tensor] = []
+        at = 0
+        state: State = {}
+        head: dict[str, Tensor] = {}
+        for site, tensors in first.state.items():
+            state[site] = {}
+            for name, tensor in tensors.items():
+                state[site][name], at = self._leaf(tensor, at, grad)
+        for name, tensor in first.head.items():
+            head[name], at = self._leaf(tensor, at, grad)
+        layer = method_of(first.config).bank(spec, first.config, state, head)
+        if layer is None:
+            raise InputError(f"method '{first.config.method}' has no bank layer")
+        self.layer: BankLayer = layer
+
+    def _leaf(self, like: Tensor, at: int, grad: bool) -> tuple[Tensor, int]:
+        end = at + like.numel()
+        leaf = self.flat[:, at:end].view(len(self.flat), *like.shape).detach()
+        self.leaves.append(leaf.requires_grad_(grad))
+        return leaf, end
+
+    def gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """Gradients of the leaves side by side  [K, P]; zero where one is unused."""
+        rows = len(self.flat)
+        parts = [
+            (torch.zeros_like(leaf) if grad is None else grad).reshape(rows, -1)
+            for leaf, grad in zip(self.leaves, grads, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def module(self, slot: int, spec: HostSpec) -> Module:
+        """A detached copy of one slot's module, in the form that is kept."""
+        like = self.modules[slot]
+        flat, at = self.flat[slot].detach().clone(), 0
+        state: State = {}
+        head: dict[str, Tensor] = {}
+        for site, tensors in like.state.items():
+            state[site] = {}
+            for name, tensor in tensors.items():
+                state[site][name] = flat[at : at + tensor.numel()].view(tensor.shape).clone()
+                at += tensor.numel()
+        for name, tensor in like.head.items():
+            head[name] = flat[at : at + tensor.numel()].view(tensor.shape).clone()
+            at += tensor.numel()
+        config, kept = method_of(like.config).finish(spec, like.config, state)
+        return replace(like, config=config, state=kept, head=head)
+
+
+class Frozen(BankLayer):
+    """Bodies that change nothing and are not trained: only the heads act (the probe)."""
+
+    def acts_on(self, *sites: str) -> bool:
+        return False
+
+
+def has_bank(config: MethodConfig) -> bool:
+    """Whether a method can be stacked."""
+    from peftport.methods.base import Method
+
+    return type(method_of(config)).bank is not Method.bank
+
+
+def _shapes(module: Module) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in module.tensors()]
+
+
+def slot_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spans: Spans) -> Tensor:
+    """Every slot's own linear layer on its own rows.
+
+    Args:
+        x: [N, d_in]; weight: [K, d_out, d_in]; bias: [K, d_out] or None; spans: rows of each slot.
+
+    Returns:
+        [N, d_out]
+    """
+    return _SlotLinear.apply(x, weight, bias, spans)
+
+
+class _SlotLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, spans: Spans) -> Tensor:
+        out = x.new_empty(len(x), weight.shape[1])
+        for k, (start, stop) in enumerate(spans):
+            rows = out[start:stop]
+            if bias is None:
+                torch.mm(x[start:stop], weight[k].t(), out=rows)
+            else:
+                torch.addmm(bias[k], x[start:stop], weight[k].t(), out=rows)
+        ctx.save_for_backward(x, weight)
+        ctx.spans = spans
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0].contiguous()
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        grad_x = torch.empty_like(x) if need_x else None
+        grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        grad_bias = grad.new_empty(weight.shape[0], weight.shape[1]) if need_bias else None
+        for k, (start, stop) in enumerate(ctx.spans):
+            own = grad[start:stop]
+            if grad_x is not None:
+                torch.mm(own, weight[k], out=grad_x[start:stop])
+            if need_weight:
+                torch.mm(own.t(), x[start:stop], out=grad_weight[k])
+            if grad_bias is not None:
+                torch.sum(own, 0, out=grad_bias[k])
+        return grad_x, grad_weight if need_weight else None, grad_bias, None
