@@ -1,4 +1,4 @@
-"""The trainings that benchmarks/bank_vs_peft.py compares: texts, modules, and the order of batches."""
+"""What benchmarks/bank_vs_peft.py trains: texts, modules, and the order of batches."""
 
 from __future__ import annotations
 
