@@ -44,7 +44,7 @@ class Settings:
     method: str
     steps: int = 20
     batch: int = 16
-    lr: float = 1e-3
+    lr: float = 3e-3
     order: str = "shuffled"
     data: str = "rotten-tomatoes"
     sentences: int = 300
