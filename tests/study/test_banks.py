@@ -347,7 +347,7 @@ def test_what_was_decided_once_holds_for_the_whole_study(
         asked.append((largest.fingerprint, memory_bytes))
         return Sizing(3, "torch")
 
-    monkeypatch.setattr("peftport.train.sizing.choose_sizing", choose)
+    monkeypatch.setattr("peftport.study.sizing.choose_sizing", choose)
     auto = Options(quiet=True, limit=1, sizing=Wish(memory_gb=2.0))
     run_study(prepared, tmp_path / "s", auto)
     run_study(prepared, tmp_path / "s", auto)

@@ -74,7 +74,7 @@ def slots(host: Host, name: str, specs: Sequence[TrainSpec]) -> list[Slot]:
 
 
 #: rates at which a trajectory does not amplify rounding: at 1e-2 a lora on the random T5 carries a
-#: difference of 1e-15 to 1e-1 within 100 steps, whoever computes it
+#: difference of 1e-15 after one step to 1e-1 after 100
 SPECS = (
     TrainSpec(100, lr=2e-3, head_lr=1e-2, batch_size=4, seed=1),
     TrainSpec(100, lr=3e-3, batch_size=4, seed=2, clip=0.1),
@@ -110,11 +110,13 @@ def check(host: Host, bank: Sequence[Slot]) -> None:
     assert min(moved) > 1e-3  # training does something at all
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("family", FAMILIES)
+#: on an encoder these are what they are without
+ONLY_T5 = ("prefix shifted", "bottleneck across")
+CASES = [(f, name) for f in FAMILIES for name in CONFIGS if f == "t5" or name not in ONLY_T5]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
 def test_a_hundred_steps_are_the_references(hosts: dict[str, Host], family: str, name: str) -> None:
-    if family == "bert" and name in ("prefix shifted", "bottleneck across"):
-        pytest.skip("the same as without on an encoder")
     steps = 100 if name in PLAIN else 20
     check(hosts[family], slots(hosts[family], name, [replace(s, steps=steps) for s in SPECS]))
 
@@ -234,7 +236,7 @@ def test_budgets_are_points_of_one_trajectory(hosts: dict[str, Host]) -> None:
     points = dict(train_bank(host, bank, (0, 4, 9)))
     assert list(points) == [0, 4, 9]
     for k, slot in enumerate(bank):
-        assert gap(points[0][k], replace(slot.module)) == pytest.approx(0, abs=1e-7)
+        assert gap(points[0][k], slot.module) == 0.0
         short = replace(slot, spec=replace(slot.spec, steps=4))
         assert gap(points[4][k], last(train_bank(host, [short]))[0]) < 1e-12
         assert gap(points[9][k], points[4][k]) > 1e-6
@@ -243,16 +245,15 @@ def test_budgets_are_points_of_one_trajectory(hosts: dict[str, Host]) -> None:
 def test_the_host_is_left_as_it_was(hosts: dict[str, Host]) -> None:
     for host in hosts.values():
         before = model_fingerprint(host.model, host.family.weight_prefix)
-        for name in ("lora", "prefix", "bottleneck", "compacter"):
+        for name in PLAIN:
             bank = slots(host, name, [replace(spec, steps=2) for spec in SPECS])
+            starts = [slot.module.digest for slot in bank]
             bank_scores(host, last(train_bank(host, bank)), data(host, 8)[0])
+            assert [slot.module.digest for slot in bank] == starts
         assert model_fingerprint(host.model, host.family.weight_prefix) == before
         for module in host.model.modules():
             assert not module._forward_hooks
             assert all(p.grad is None and not p.requires_grad for p in module.parameters())
-        starts = [slot.module for slot in slots(host, "lora", SPECS)]
-        again = [fresh_module(host, starts[0].config, k).digest for k in range(3)]
-        assert [module.digest for module in starts] == again
 
 
 @pytest.mark.parametrize("copies", [1, 5])

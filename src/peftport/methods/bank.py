@@ -7,7 +7,7 @@ that holds NaN cannot touch another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from peftport.errors import InputError
+from peftport.hosts.packed.base import Acts
 from peftport.hosts.packed.layout import Spans
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig, Module, State, method_of
 
 
-class BankLayer:
+class BankLayer(Acts):
     """How K modules of a method act; a method overrides what it uses.
 
     Args:
@@ -30,30 +31,11 @@ class BankLayer:
     """
 
     def __init__(self, config: Any, state: State, head: Mapping[str, Tensor]) -> None:
-        self.config, self.state, self.head = config, state, head
-        self.shift = 0
+        super().__init__(head)
+        self.config, self.state = config, state
 
     def acts_on(self, *sites: str) -> bool:
         return any(site in self.state for site in sites)
-
-    def linear(self, site: str, x: Tensor, y: Tensor, start: int, spans: Spans) -> Tensor:
-        return y
-
-    def out(
-        self,
-        site: str,
-        h: Tensor,
-        residual: Tensor,
-        norm: Callable[[Tensor], Tensor] | None,
-        spans: Spans,
-    ) -> Tensor:
-        return h
-
-    def pairs(self, site: str) -> tuple[Tensor, Tensor] | None:
-        return None
-
-    def prefix_bias(self) -> str:
-        return "none"
 
     def refresh(self) -> None:
         """Called once before every pass: compute what depends on the parameters alone."""
@@ -116,27 +98,14 @@ class Bank:
 
     def module(self, slot: int, spec: HostSpec) -> Module:
         """A detached copy of one slot's module, in the form that is kept."""
-        like = self.modules[slot]
-        flat, at = self.flat[slot].detach().clone(), 0
-        state: State = {}
-        head: dict[str, Tensor] = {}
-        for site, tensors in like.state.items():
-            state[site] = {}
-            for name, tensor in tensors.items():
-                state[site][name] = flat[at : at + tensor.numel()].view(tensor.shape).clone()
-                at += tensor.numel()
-        for name, tensor in like.head.items():
-            head[name] = flat[at : at + tensor.numel()].view(tensor.shape).clone()
-            at += tensor.numel()
+        like, layer = self.modules[slot], self.layer
+        state = {
+            site: {name: tensor[slot].detach().clone() for name, tensor in tensors.items()}
+            for site, tensors in layer.state.items()
+        }
+        head = {name: tensor[slot].detach().clone() for name, tensor in layer.head.items()}
         config, kept = method_of(like.config).finish(spec, like.config, state)
         return replace(like, config=config, state=kept, head=head)
-
-
-class Frozen(BankLayer):
-    """Bodies that change nothing and are not trained: only the heads act (the probe)."""
-
-    def acts_on(self, *sites: str) -> bool:
-        return False
 
 
 def has_bank(config: MethodConfig) -> bool:

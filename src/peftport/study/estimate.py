@@ -6,15 +6,14 @@ from peftport.hosts.families.base import Family, families
 from peftport.hosts.spec import HostSpec
 from peftport.study.materials import Materials
 from peftport.study.plan import Training
+from peftport.train.sizing import bank_bytes
 
-#: arithmetic that two current CPU cores do in float32 on banks of short sentences, and on modules
-#: that are trained one by one
-FLOP_PER_S = 3e11
+#: arithmetic a second on two current CPU cores in float32: of banks of short sentences (the whole
+#: mini study, porting and measuring included), and of modules that are trained one by one
+FLOP_PER_S = 2.4e11
 FLOP_PER_S_ALONE = 1e11
 #: tokens of a review sentence on average
 TOKENS = 27
-#: what a token keeps for the backward pass in a layer, by d_model (21 kB at 384)
-BYTES_PER_TOKEN = 21_000 / 384
 #: texts of a slot's batch in the estimate of memory
 SLOT_TEXTS = 16
 #: the host's weights in its model and in the layouts of the packed program, forward and backward
@@ -36,13 +35,12 @@ def cost_s(materials: Materials, training: Training) -> float:
 def memory_bytes(materials: Materials, bank: int) -> int:
     """What banks of so many modules take on the study's most demanding host, beside the
     interpreter and its libraries."""
-    tokens = bank * SLOT_TEXTS * _tokens(materials)
+    tokens = SLOT_TEXTS * _tokens(materials)
     sizes = []
     for spec in materials.specs.values():
         weights = body_parameters(spec) + spec.vocab_size * spec.d_model
-        layers = next(iter(spec.layers.values()))
-        sizes.append(4 * COPIES * weights + tokens * layers * BYTES_PER_TOKEN * spec.d_model)
-    return round(max(sizes))
+        sizes.append(4 * COPIES * weights + bank_bytes(spec, bank, tokens))
+    return max(sizes)
 
 
 def largest_host(materials: Materials) -> str:

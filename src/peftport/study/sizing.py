@@ -13,6 +13,7 @@ from peftport.study.estimate import in_banks, largest_host, memory_bytes, smalle
 from peftport.study.materials import Materials
 from peftport.study.runner import load
 from peftport.study.store import Store
+from peftport.train.sizing import choose_sizing
 
 GIB = 1 << 30
 #: largest bank that an estimate assumes; what is chosen in the end is measured
@@ -69,8 +70,6 @@ def decide(materials: Materials, wish: Wish) -> dict[str, Any]:
         return {"bank": wish.bank or 1, "kernel": wish.kernel or "torch"}
     if wish.bank is not None:
         return {"bank": wish.bank, "kernel": wish.kernel or fastest_kernel()}
-    from peftport.train.sizing import choose_sizing
-
     room = max(0, wish.memory_bytes - memory_bytes(materials, 0))
     chosen = choose_sizing(load(materials, name), room, largest)
     return {"bank": chosen.bank, "kernel": wish.kernel or chosen.kernel}

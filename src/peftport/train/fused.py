@@ -21,7 +21,7 @@ from peftport.hosts.packed.base import Acts, Program
 from peftport.hosts.packed.layout import pack
 from peftport.hosts.packed.memory import release
 from peftport.methods.attach import check_host, check_shapes
-from peftport.methods.bank import Bank, Frozen, has_bank
+from peftport.methods.bank import Bank, has_bank
 from peftport.methods.base import MethodConfig, Module
 from peftport.train.reference import TrainSpec
 
@@ -89,7 +89,7 @@ def train_bank(
     if first.only_head:
         if not bank.layer.head:
             raise InputError("this host has no head: a probe needs one")
-        acts = Frozen(slots[0].module.config, {}, bank.layer.head)
+        acts = Acts(bank.layer.head)  # bodies change nothing and are not trained
     adam = _AdamW(bank, [s.spec for s in slots])
     orders = [
         train_batches(s.encoded.lengths, s.spec.batch_size, s.spec.steps, s.spec.seed)

@@ -37,9 +37,9 @@ class Sizing:
     kernel: str
 
 
-def bank_bytes(d_model: int, layers: int, bank: int, tokens: int = _TEXTS * _TOKENS) -> int:
+def bank_bytes(spec: HostSpec, bank: int, tokens: int = _TEXTS * _TOKENS) -> int:
     """Bytes of one training step beside the host: ``tokens`` of each of ``bank`` slots."""
-    return 4 * _KEPT * d_model * layers * tokens * bank
+    return 4 * _KEPT * spec.d_model * sum(spec.layers.values()) * tokens * bank
 
 
 def choose_sizing(host: Host, memory_bytes: int, largest: HostSpec | None = None) -> Sizing:
@@ -59,8 +59,7 @@ def choose_sizing(host: Host, memory_bytes: int, largest: HostSpec | None = None
     if not trains_in_banks(host):
         return Sizing(1, kernel)
     spec = largest or host.spec
-    layers = sum(spec.layers.values())
-    fits = [k for k in SIZES if bank_bytes(spec.d_model, layers, k) <= memory_bytes] or [1]
+    fits = [k for k in SIZES if bank_bytes(spec, k) <= memory_bytes] or [1]
     seconds = {size: _seconds(host, size) for size in fits}
     best = min(seconds.values())
     return Sizing(min(k for k in fits if seconds[k] <= best * (1 + GAIN)), kernel)

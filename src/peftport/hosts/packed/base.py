@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,22 +11,27 @@ from torch import Tensor
 from peftport.hosts.packed.layout import Packed, Spans
 
 
-class Acts(Protocol):
-    """K modules of one method, as a packed host sees them (peftport.methods.bank)."""
+class Acts:
+    """K modules of one method, as a packed host sees them; by default they change nothing.
 
-    #: head tensors by PEFT name, each with a leading axis K; empty for word hosts
-    head: Mapping[str, Tensor]
+    Args:
+        head: head tensors by PEFT name, each with a leading axis K; empty for word hosts.
+    """
+
     #: how much later every token stands, where positions are absolute
-    shift: int
+    shift: int = 0
+
+    def __init__(self, head: Mapping[str, Tensor]) -> None:
+        self.head = head
 
     def acts_on(self, *sites: str) -> bool:
         """Whether any of these sites has parameters."""
-        ...
+        return False
 
     def linear(self, site: str, x: Tensor, y: Tensor, start: int, spans: Spans) -> Tensor:
         """Output of a linear site: y [N, ...] whose columns from ``start`` are the site's, given
         its input x [N, d_in]. ``y`` may be changed in place."""
-        ...
+        return y
 
     def out(
         self,
@@ -38,15 +42,15 @@ class Acts(Protocol):
         spans: Spans,
     ) -> Tensor:
         """Output h [N, D] of a block before it is added to the residual."""
-        ...
+        return h
 
     def pairs(self, site: str) -> tuple[Tensor, Tensor] | None:
         """Keys and values [K, l, H * d] before an attention's own."""
-        ...
+        return None
 
     def prefix_bias(self) -> str:
         """How pairs count in a relative position bias: none, past, shifted."""
-        ...
+        return "none"
 
 
 class Program(ABC):

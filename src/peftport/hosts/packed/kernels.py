@@ -1,8 +1,8 @@
 """Matrix products with frozen weights: the bulk of all arithmetic.
 
-Weights that never change may be laid out once for the product that reads them. oneDNN does that
-(torch's own float32 product goes to MKL, which on processors of another maker than its own uses
-half of their vector width); where it is missing or slower, torch's product is used.
+Weights that never change may be laid out once for the product that reads them. oneDNN does that:
+on an AMD EPYC (Zen 5) it was measured at more than twice the rate of torch's own float32 product.
+Where it is missing or slower, torch's is used.
 """
 
 from __future__ import annotations
