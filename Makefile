@@ -67,7 +67,7 @@ hosts: $(STAMP) ## rebuild the default hosts from all-MiniLM-L6-v2 (most of an h
 	@$(VENV)/bin/peftport hosts build -o $(HOSTS)
 
 bench: $(STAMP) ## time against PEFT, side by side
-	@$(PY) benchmarks/train_step.py $(ARGS)
+	@$(PY) benchmarks/bank_vs_peft.py $(ARGS)
 
 clean: ## remove environments, caches and builds (studies in runs/ stay)
 	@rm -rf $(VENV) $(ADAPTERS) dist build .mypy_cache .pytest_cache .ruff_cache \
