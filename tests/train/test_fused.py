@@ -121,6 +121,19 @@ def test_a_hundred_steps_are_the_references(hosts: dict[str, Host], family: str,
     check(hosts[family], slots(hosts[family], name, [replace(s, steps=steps) for s in SPECS]))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_need_not_be_sorted(
+    hosts: dict[str, Host], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def anyhow(lengths: Sequence[int], size: int, steps: int, seed: int) -> list[list[int]]:
+        random = np.random.default_rng(seed)
+        return [random.permutation(len(lengths))[:size].tolist() for _ in range(steps)]
+
+    monkeypatch.setattr("peftport.train.fused.train_batches", anyhow)
+    monkeypatch.setattr("peftport.train.reference.train_batches", anyhow)
+    check(hosts[family], slots(hosts[family], "lora", [replace(s, steps=10) for s in SPECS]))
+
+
 @pytest.mark.parametrize("name", ["lora", "prefix", "bottleneck"])
 def test_the_mean_head_too(folders: dict[str, str], name: str) -> None:
     host = load(folders, "bert", torch.float64, head="mean")

@@ -64,10 +64,8 @@ def bank_scores(host: Host, modules: Sequence[Module], encoded: Encoded) -> np.n
     program = program_of(host)
     for rows in _blocks(encoded.lengths, max(1, BLOCK // count)):
         packed = repeat(pack([[encoded.ids[i] for i in rows]]), count)
-        out = program.scores(packed, bank.layer).float()  # [K n, C]
-        found = torch.empty_like(out)
-        found[packed.order] = out
-        scores[:, rows] = found.view(count, len(rows), -1).numpy()
+        out = program.scores(packed, bank.layer).float()  # [K n, C]; a block is sorted as packed
+        scores[:, rows] = out.view(count, len(rows), -1).numpy()
     release()
     return scores
 

@@ -65,7 +65,7 @@ def train_bank(
 
     Yields:
         (budget, for every slot its module or the error that ended it). A slot whose loss or
-        gradient became NaN or infinite stays where it was and touches no other.
+        gradient became NaN or infinite gives that error from then on and touches no other.
 
     Raises:
         InputError: the slots do not fit each other or the host.
@@ -145,7 +145,6 @@ class _AdamW:
         self._mean = torch.zeros_like(bank.flat)
         self._square = torch.zeros_like(bank.flat)
         self._steps = 0
-        self._alive = torch.ones(len(specs), dtype=torch.bool)
         self._clip = bank.flat.new_tensor([[s.clip] for s in specs])  # [K, 1]
         rates = bank.flat.new_empty(bank.flat.shape)
         for row, spec in zip(rates, specs, strict=True):
@@ -156,11 +155,8 @@ class _AdamW:
     @torch.no_grad()
     def step(self, losses: Tensor, grads: Tensor) -> Tensor:
         """Clip and update. losses [K], grads [K, P] -> norms [K], not finite for a slot that has
-        diverged: it is no longer updated."""
+        diverged; what it holds from then on is of no use to anybody."""
         norms = torch.linalg.vector_norm(grads, dim=1) + 0 * losses
-        self._alive &= torch.isfinite(norms)
-        norms = torch.where(self._alive, norms, torch.inf)
-        grads = torch.where(self._alive[:, None], grads, 0)
         scale = (self._clip / (norms[:, None] + 1e-6)).clamp(max=1.0)
         grads = grads * scale
         self._steps += 1
@@ -168,6 +164,5 @@ class _AdamW:
         self._mean.lerp_(grads, 1 - first)
         self._square.mul_(second).addcmul_(grads, grads, value=1 - second)
         root = (self._square.sqrt() / (1 - second**self._steps) ** 0.5).add_(_EPS)
-        change = self._mean / root * (self._rates / (1 - first**self._steps))
-        self._flat -= torch.where(self._alive[:, None], change, 0)
+        self._flat -= self._mean / root * (self._rates / (1 - first**self._steps))
         return norms
