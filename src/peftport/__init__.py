@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from peftport.hosts.load import load_host as load_host
     from peftport.methods.attach import attach as attach
     from peftport.methods.base import Module as Module
-    from peftport.port import apply_port as apply_port
-    from peftport.port import plan_port as plan_port
+    from peftport.porting import apply_port as apply_port
+    from peftport.porting import plan_port as plan_port
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "Module": "peftport.methods.base",
-    "apply_port": "peftport.port",
+    "apply_port": "peftport.porting",
     "attach": "peftport.methods.attach",
     "inspect_host": "peftport.hosts.load",
     "load_dataset": "peftport.data.datasets",
     "load_host": "peftport.hosts.load",
     "load_module": "peftport.formats",
-    "plan_port": "peftport.port",
+    "plan_port": "peftport.porting",
     "save_module": "peftport.formats",
 }
 __all__ = ["__version__", *_WHERE]

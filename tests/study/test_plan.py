@@ -16,7 +16,7 @@ from peftport.errors import InputError
 from peftport.hosts.families.base import family_of
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import Module, methods
-from peftport.port.plan import plan_port
+from peftport.porting.plan import plan_port
 from peftport.study.banks import compose
 from peftport.study.files import find_study
 from peftport.study.grid import Study, parse_study

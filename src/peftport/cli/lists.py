@@ -65,7 +65,7 @@ def _methods() -> list[Row]:
 
 
 def _strategies() -> list[Row]:
-    from peftport.port.strategies.base import strategies
+    from peftport.porting.strategies.base import strategies
 
     return [
         {"name": name, "what": _first_sentence(item), "source": item.reference_url}

@@ -22,7 +22,7 @@ class Site:
         role: in attention ``q``, ``k``, ``v``, ``o`` (linears), ``kv`` (key/value pairs before the
             attention's own); in a feed-forward ``up``, ``gate``, ``down`` (linears); in both
             ``out`` (the block's output before it is added to the residual stream).
-        d_in, d_out: widths. For ``kv`` both are heads x d_kv, for ``out`` both are d_model.
+        d_in, d_out: widths. For ``kv`` both are kv_heads x d_kv, for ``out`` both are d_model.
     """
 
     stack: str
@@ -47,6 +47,7 @@ class HostSpec:
         d_model: width of the residual stream.
         layers: layers per stack, e.g. ``{"encoder": 6}``.
         heads, d_kv: attention heads and width of one head (T5: d_kv != d_model / heads).
+        kv_heads: heads of keys and values; fewer than ``heads`` with grouped-query attention.
         d_ff: inner width of the feed-forward block.
         vocab_size: rows of the embedding.
         sites: every place where some method may act, in the host's own order.
@@ -64,6 +65,11 @@ class HostSpec:
     sites: tuple[Site, ...]
     tokenizer: str = ""
     fingerprint: str = ""
+    kv_heads: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.kv_heads:
+            object.__setattr__(self, "kv_heads", self.heads)
 
     def site(self, name: str) -> Site:
         return self.by_name[name]
@@ -76,6 +82,8 @@ class HostSpec:
     def shape_digest(self) -> str:
         """Equal for two hosts exactly when a module can be copied between them unchanged."""
         facts = [self.family, self.d_model, dict(self.layers), self.heads, self.d_kv, self.d_ff]
+        if self.kv_heads != self.heads:
+            facts.append(self.kv_heads)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, object]:

@@ -18,8 +18,8 @@ import torch
 
 from peftport.methods.base import MethodConfig, Module, methods
 from peftport.methods.lora import LoraConfig
-from peftport.port.plan import plan_port
-from peftport.port.strategies.base import strategies
+from peftport.porting.plan import plan_port
+from peftport.porting.strategies.base import strategies
 from peftport.study.expand import Run, candidate_rates, expand, native_rates
 from peftport.study.grid import Study
 from peftport.study.materials import OTHER, SAME, TARGET, Materials

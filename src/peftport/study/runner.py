@@ -17,10 +17,10 @@ from peftport.errors import InputError, RunError
 from peftport.hosts.load import Host, load_host
 from peftport.hosts.packed.kernels import use_kernel
 from peftport.methods.base import MethodConfig, Module
-from peftport.port.apply import apply_port
-from peftport.port.controls import body_only, head_only, sampled
-from peftport.port.plan import plan_port
-from peftport.port.spaces import Correspondence
+from peftport.porting.apply import apply_port
+from peftport.porting.controls import body_only, head_only, sampled
+from peftport.porting.plan import plan_port
+from peftport.porting.spaces import Correspondence
 from peftport.study.executors.base import BankJob, Job
 from peftport.study.materials import Materials
 from peftport.study.modules import from_bytes, named, to_bytes

@@ -23,8 +23,8 @@ from peftport.errors import InputError
 from peftport.hosts.load import Host, load_host
 from peftport.methods.attach import check_shapes
 from peftport.methods.base import Module, State, method_of, methods
-from peftport.port import Correspondence, PortPlan, apply_port, plan_port, strategies
-from peftport.port.plan import depth_map
+from peftport.porting import Correspondence, PortPlan, apply_port, plan_port, strategies
+from peftport.porting.plan import depth_map
 from peftport.testing.pico import WORDS, pico_bert, pico_t5
 from peftport.train.evaluate import class_scores
 

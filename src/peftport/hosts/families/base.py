@@ -49,6 +49,10 @@ class Family(ABC):
     #: ``class``: a classification head belongs to the module; ``word``: the label is a word that
     #: the host itself predicts, and there is no head
     decides_by: ClassVar[str]
+    #: path of the input embedding below ``model.base_model``; its weight is [vocab, d_model]
+    embedding_path: ClassVar[str]
+    #: whether linear weights are stored [d_in, d_out] (GPT-2's Conv1D) instead of [d_out, d_in]
+    transposed: ClassVar[bool] = False
     #: whether a prefix's positions count as past tokens by default (see methods/prefix.py)
     prefix_positions: ClassVar[str]
 
@@ -73,6 +77,11 @@ class Family(ABC):
         """Dotted path of the site's module below ``model.base_model``: the linear of q, k, v, o,
         up, gate, down; the attention of kv (it must call transformers' AttentionInterface); the
         block that adds to the residual stream of out."""
+
+    def columns(self, spec: HostSpec, site: Site) -> slice | None:
+        """Output columns of the module at :meth:`module_path` that are the site's, where several
+        sites share one fused module (GPT-2's q, k, v); None: all of them."""
+        return None
 
     def submodule(self, model: nn.Module, spec: HostSpec, site: Site) -> Any:
         """The module at :meth:`module_path`."""

@@ -42,6 +42,7 @@ class Bert(Family):
     weight_prefix = "bert"
     reference_url = "https://arxiv.org/abs/1810.04805"
     decides_by = "class"
+    embedding_path = "embeddings.word_embeddings"
     prefix_positions = "past"
 
     _LINEAR = {  # noqa: RUF012

@@ -29,6 +29,7 @@ class T5(Family):
     weight_prefix = ""
     reference_url = "https://arxiv.org/abs/1910.10683"
     decides_by = "word"
+    embedding_path = "shared"
     prefix_positions = "none"
 
     _BLOCKS = {  # noqa: RUF012

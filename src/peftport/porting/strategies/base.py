@@ -13,12 +13,12 @@ from torch import Tensor
 from peftport.errors import InputError
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig, Module, State
-from peftport.port.carriers.base import Carried, Carrier, Link, Maps, cast_like
-from peftport.port.spaces import Correspondence, Pair, Space
+from peftport.porting.carriers.base import Carried, Carrier, Link, Maps, cast_like
+from peftport.porting.spaces import Correspondence, Pair, Space
 from peftport.registry import Registry
 
 if TYPE_CHECKING:
-    from peftport.port.plan import PortPlan
+    from peftport.porting.plan import PortPlan
 
 
 @dataclass(frozen=True)
@@ -150,4 +150,4 @@ def head_pairs(head: Sequence[str] | Mapping[str, Tensor]) -> list[Pair]:
     return [HEAD] if head else []
 
 
-strategies: Registry[type[Strategy]] = Registry("strategy", "peftport.port.strategies")
+strategies: Registry[type[Strategy]] = Registry("strategy", "peftport.porting.strategies")

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftport.methods.compacter import kronecker_sum
-from peftport.port.kronecker import Dense, _Problem, factorise
-from peftport.port.maps import Affine, Moments, fit, residual, ridge
-from peftport.port.strategies.pad import padded
+from peftport.porting.kronecker import Dense, _Problem, factorise
+from peftport.porting.maps import Affine, Moments, fit, residual, ridge
+from peftport.porting.strategies.pad import padded
 
 
 def paired(n=200, d_x=5, d_y=3, noise=0.1, seed=0):

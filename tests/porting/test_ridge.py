@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from peftport.data.tasks import Task, encode
-from peftport.port import Correspondence, apply_port, plan_port
-from peftport.port.spaces import Pair, Space, run_plain, tapped
+from peftport.porting import Correspondence, apply_port, plan_port
+from peftport.porting.spaces import Pair, Space, run_plain, tapped
 from peftport.testing.contracts_strategy import some_module
 from peftport.train.evaluate import class_scores
 
@@ -109,7 +109,7 @@ def test_one_correspondence_serves_all_methods(hosts, texts, monkeypatch):
     shared = Correspondence(source, target, texts[:60])
     passes = []
     monkeypatch.setattr(
-        "peftport.port.spaces.run_plain", lambda h, b: (passes.append(h.ref), run_plain(h, b))
+        "peftport.porting.spaces.run_plain", lambda h, b: (passes.append(h.ref), run_plain(h, b))
     )
     for seed in (0, 1):
         module = some_module(source, "lora", seed)

@@ -13,10 +13,10 @@ from peftport.errors import HostMismatch, InputError, RunError
 from peftport.hosts.load import Host
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import Module, State, method_of
-from peftport.port.carriers.base import Carrier, carrier_of
-from peftport.port.plan import PortPlan
-from peftport.port.spaces import Correspondence
-from peftport.port.strategies.base import Job, strategies
+from peftport.porting.carriers.base import Carrier, carrier_of
+from peftport.porting.plan import PortPlan
+from peftport.porting.spaces import Correspondence
+from peftport.porting.strategies.base import Job, strategies
 
 
 def apply_port(
@@ -33,7 +33,7 @@ def apply_port(
     """The module on the target host, as planned. Deterministic; ``module`` stays as it is.
 
     Args:
-        plan: from :func:`peftport.port.plan.plan_port`, for this module or another of its config.
+        plan: from :func:`plan_port`, for this module or another of its config.
         module: what is ported.
         source, target: loaded hosts with nothing attached; needed where ``plan.needs_texts``.
         texts: unlabelled texts, likewise. Labels are never looked at.

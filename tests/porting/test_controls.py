@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from peftport.errors import HostMismatch, InputError, UnknownName
 from peftport.methods.base import Module
 from peftport.methods.lora import LoraConfig
-from peftport.port.controls import KINDS, body_only, gaussian, haar, head_only, sampled
-from peftport.port.controls import spectrum as respectrum
+from peftport.porting.controls import KINDS, body_only, gaussian, haar, head_only, sampled
+from peftport.porting.controls import spectrum as respectrum
 
 SHAPES = [(7,), (1,), (5, 3), (3, 5), (4, 6, 1), (4, 1, 6), (4, 4, 4)]
 

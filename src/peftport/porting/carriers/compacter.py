@@ -12,16 +12,16 @@ from peftport.hosts.spec import HostSpec
 from peftport.methods.base import SHARED, State
 from peftport.methods.bottleneck import ACTIVATIONS
 from peftport.methods.compacter import CompacterConfig
-from peftport.port.carriers.base import Carried, Link, Maps, carriers, cast_like, doubles
-from peftport.port.carriers.bottleneck import BottleneckCarrier, moved
-from peftport.port.kronecker import Dense, factorise
-from peftport.port.spaces import Pair
+from peftport.porting.carriers.base import Carried, Link, Maps, carriers, cast_like, doubles
+from peftport.porting.carriers.bottleneck import BottleneckCarrier, moved
+from peftport.porting.kronecker import Dense, factorise
+from peftport.porting.spaces import Pair
 
 
 @carriers.register("compacter")
 class CompacterCarrier(BottleneckCarrier):
     """A moved weight is no Kronecker sum any more. All sites are fitted together by alternating
-    least squares with one shared rule (:func:`peftport.port.kronecker.factorise`), weighted by
+    least squares with one shared rule (:func:`peftport.porting.kronecker.factorise`), weighted by
     what the matrices meet where that is known: down by the target's activations, up by the
     source's hidden units. The mean of the error goes into the biases; the rest is reported.
     """

@@ -14,7 +14,7 @@ from peftport.data.tasks import Encoded, Task, encode
 from peftport.errors import InputError
 from peftport.hosts.load import Host
 from peftport.hosts.spec import HostSpec
-from peftport.port.maps import SAMPLE, Moments
+from peftport.porting.maps import SAMPLE, Moments
 
 #: Fewest texts that a map can be fitted on.
 MIN_TEXTS = 16
@@ -93,9 +93,10 @@ def _hooks(host: Host, space: Space, found: dict[Space, Tensor]) -> list[Any]:
     site = spec.site(space.site)
     if space.kind in ("in", "out"):
         linear = family.submodule(model, spec, site)
+        own = family.columns(spec, site) or slice(None)
 
         def keep(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-            found[space] = args[0] if space.kind == "in" else out
+            found[space] = args[0] if space.kind == "in" else out[..., own]
 
         return [linear.register_forward_hook(keep)]
     point = family.out_point(model, spec, site)

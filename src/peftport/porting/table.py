@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from peftport.hosts.spec import HostSpec
-    from peftport.port.plan import PortPlan, Shape
+    from peftport.porting.plan import PortPlan, Shape
 
 
 def render(plan: PortPlan) -> str:

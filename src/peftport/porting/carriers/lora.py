@@ -9,7 +9,7 @@ from torch import Tensor
 from peftport.hosts.spec import HostSpec, Site
 from peftport.methods.base import State
 from peftport.methods.lora import Lora, LoraConfig
-from peftport.port.carriers.base import (
+from peftport.porting.carriers.base import (
     Carried,
     Carrier,
     Link,
@@ -21,7 +21,7 @@ from peftport.port.carriers.base import (
     ratio,
     rms,
 )
-from peftport.port.spaces import Pair, Space
+from peftport.porting.spaces import Pair, Space
 
 
 @carriers.register("lora")

@@ -7,8 +7,8 @@ from torch import Tensor
 from peftport.errors import InputError
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig
-from peftport.port.carriers.base import Carried
-from peftport.port.strategies.base import Job, Strategy, by_tensor, same_width, strategies
+from peftport.porting.carriers.base import Carried
+from peftport.porting.strategies.base import Job, Strategy, by_tensor, same_width, strategies
 
 
 @strategies.register("copy")

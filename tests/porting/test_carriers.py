@@ -9,11 +9,11 @@ import torch
 from peftport.methods.base import method_of
 from peftport.methods.bottleneck import Bottleneck, BottleneckConfig
 from peftport.methods.lora import Lora
-from peftport.port import plan_port
-from peftport.port.carriers.base import Maps, carrier_of
-from peftport.port.maps import Affine
-from peftport.port.spaces import Pair, Space, run_plain, tapped
-from peftport.port.strategies.base import Job, mapped_head
+from peftport.porting import plan_port
+from peftport.porting.carriers.base import Maps, carrier_of
+from peftport.porting.maps import Affine
+from peftport.porting.spaces import Pair, Space, run_plain, tapped
+from peftport.porting.strategies.base import Job, mapped_head
 from peftport.testing.contracts_strategy import some_module
 
 WIDTHS = {"source": 32, "target": 48}

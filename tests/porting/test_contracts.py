@@ -1,6 +1,6 @@
 """Every shipped strategy keeps the contract."""
 
-from peftport.port import strategies
+from peftport.porting import strategies
 from peftport.testing.contracts_strategy import StrategyContract
 
 

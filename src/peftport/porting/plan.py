@@ -12,9 +12,9 @@ from peftport.errors import HostMismatch, InputError, UnknownName
 from peftport.hosts.families.base import families
 from peftport.hosts.spec import HostSpec, Site
 from peftport.methods.base import SHARED, MethodConfig, Module, method_of
-from peftport.port.carriers.base import carrier_of
-from peftport.port.strategies.base import strategies
-from peftport.port.table import render
+from peftport.porting.carriers.base import carrier_of
+from peftport.porting.strategies.base import strategies
+from peftport.porting.table import render
 
 Shape = tuple[int, ...]
 LAYER_RULES = ("depth",)

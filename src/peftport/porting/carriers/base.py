@@ -13,8 +13,8 @@ from torch import Tensor
 from peftport.errors import InputError
 from peftport.hosts.spec import HostSpec, Site
 from peftport.methods.base import MethodConfig, State
-from peftport.port.maps import Affine
-from peftport.port.spaces import Pair, Space
+from peftport.porting.maps import Affine
+from peftport.porting.spaces import Pair, Space
 from peftport.registry import Registry
 
 
@@ -130,7 +130,7 @@ class Carrier(ABC):
         """A site's tensors with each part's effect scaled."""
 
 
-carriers: Registry[type[Carrier]] = Registry("carrier", "peftport.port.carriers")
+carriers: Registry[type[Carrier]] = Registry("carrier", "peftport.porting.carriers")
 
 
 def carrier_of(method: str) -> Carrier:

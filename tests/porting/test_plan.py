@@ -17,8 +17,8 @@ from peftport.methods.bottleneck import BottleneckConfig
 from peftport.methods.compacter import CompacterConfig
 from peftport.methods.lora import LoraConfig
 from peftport.methods.prefix import PrefixConfig
-from peftport.port import apply_port, plan_port
-from peftport.port.plan import depth_map
+from peftport.porting import apply_port, plan_port
+from peftport.porting.plan import depth_map
 from peftport.testing.contracts_strategy import some_module
 
 
@@ -231,7 +231,7 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refuses_before_any_compute(case, monkeypatch):
     source, target, given_module, options, error, message = REFUSALS[case]
-    monkeypatch.setattr("peftport.port.spaces.run_plain", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr("peftport.porting.spaces.run_plain", lambda *_: pytest.fail("computed"))
     with pytest.raises(error, match=message) as caught:
         plan_port(source, target, given_module, **{"strategy": "pad", **options})
     assert type(caught.value) is error

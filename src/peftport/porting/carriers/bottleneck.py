@@ -12,7 +12,7 @@ from torch import Tensor
 from peftport.hosts.spec import HostSpec, Site
 from peftport.methods.base import State, method_of
 from peftport.methods.bottleneck import Bottleneck, BottleneckConfig
-from peftport.port.carriers.base import (
+from peftport.porting.carriers.base import (
     Carried,
     Carrier,
     Link,
@@ -23,7 +23,7 @@ from peftport.port.carriers.base import (
     ratio,
     rms,
 )
-from peftport.port.spaces import Pair, Space
+from peftport.porting.spaces import Pair, Space
 
 
 @carriers.register("bottleneck")

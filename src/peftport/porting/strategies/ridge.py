@@ -6,10 +6,10 @@ from typing import Any
 
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig
-from peftport.port.carriers.base import Maps, Points
-from peftport.port.maps import Affine, fit
-from peftport.port.spaces import Correspondence, Pair, check_tokenizers
-from peftport.port.strategies.base import Job, MapStrategy, head_pairs, need_hosts, strategies
+from peftport.porting.carriers.base import Maps, Points
+from peftport.porting.maps import Affine, fit
+from peftport.porting.spaces import Correspondence, Pair, check_tokenizers
+from peftport.porting.strategies.base import Job, MapStrategy, head_pairs, need_hosts, strategies
 
 
 class RidgeMaps(Maps):

@@ -9,7 +9,7 @@ from torch import Tensor
 from peftport.hosts.spec import HostSpec, Site
 from peftport.methods.base import State
 from peftport.methods.prefix import PrefixConfig
-from peftport.port.carriers.base import (
+from peftport.porting.carriers.base import (
     Carried,
     Carrier,
     Link,
@@ -21,7 +21,7 @@ from peftport.port.carriers.base import (
     rms,
     sibling,
 )
-from peftport.port.spaces import Pair, Space
+from peftport.porting.spaces import Pair, Space
 
 
 @carriers.register("prefix")
