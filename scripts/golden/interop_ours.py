@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from interop import HOSTS, Report, inputs, record, recorded
+from interop import GOLDEN, MADE, Report, host_folder, inputs, record, recorded
 from torch import Tensor
 
 import peftport
@@ -15,6 +15,7 @@ from peftport.errors import InputError
 from peftport.formats import convert_pickle, library_for
 from peftport.hosts.load import Host
 from peftport.methods.base import config_from_json, method_of
+from peftport.testing import pico
 
 _DECODER = {"stacks": ["decoder"], "blocks": ["self_attn"]}
 _ALL = ["self_attn", "cross_attn", "ff"]
@@ -39,7 +40,24 @@ CASES: list[tuple[str, str, Mapping[str, Any]]] = [
     ("t5", "bottleneck-norm-first",
      {"method": "bottleneck", "reduction": 8, "blocks": ["ff"], "norm_first": True}),
     ("t5", "compacter", {"method": "compacter", "reduction": 4}),
+    *((kind, name, facts) for kind in MADE for name, facts in {
+        "lora": {"method": "lora", "r": 4, "alpha": 6},
+        "bottleneck": {"method": "bottleneck", "reduction": 4},
+        "bottleneck-norm-first":
+            {"method": "bottleneck", "reduction": 8, "blocks": ["ff"], "norm_first": True},
+        "compacter": {"method": "compacter", "reduction": 4},
+    }.items()),
+    ("roberta", "prefix-none", {"method": "prefix", "length": 3, "positions": "none"}),
+    ("distilbert", "prefix-none", {"method": "prefix", "length": 3, "positions": "none"}),
+    ("llama", "prefix-past", {"method": "prefix", "length": 3, "positions": "past"}),
+    ("gpt2", "prefix-past", {"method": "prefix", "length": 3, "positions": "past"}),
 ]  # fmt: skip
+
+
+def load(step: Path) -> dict[str, Host]:
+    """All hosts, by kind."""
+    kinds = [path.name for path in sorted(GOLDEN.iterdir()) if path.is_dir()]
+    return {kind: peftport.load_host(str(host_folder(step, kind))) for kind in [*kinds, *MADE]}
 
 
 def logits(host: Host, module: peftport.Module) -> Tensor:
@@ -64,7 +82,11 @@ def draw(host: Host, facts: Mapping[str, Any]) -> peftport.Module:
 
 
 def write(folder: Path) -> None:
-    hosts = {kind: peftport.load_host(str(HOSTS / kind)) for kind in ("bert", "t5")}
+    for kind in MADE:
+        place = host_folder(folder, kind)
+        place.mkdir(parents=True)
+        getattr(pico, f"pico_{kind}")(place)
+    hosts = load(folder)
     for kind, name, facts in CASES:
         host = hosts[kind]
         module = draw(host, facts)
@@ -76,8 +98,9 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path, report: Report) -> None:
-    hosts = {kind: peftport.load_host(str(HOSTS / kind)) for kind in ("bert", "t5")}
-    for name, kind, library, place, expected in recorded(folder):
+    rows = list(recorded(folder))
+    hosts = load(folder)
+    for name, kind, library, place, expected in rows:
         host = hosts[kind]
         if any(place.glob("*.bin")):
             try:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from peftport.hosts.load import load_host as load_host
     from peftport.methods.attach import attach as attach
     from peftport.methods.base import Module as Module
+    from peftport.port_folder import port as port
     from peftport.porting import apply_port as apply_port
     from peftport.porting import plan_port as plan_port
 
@@ -35,6 +36,7 @@ _WHERE = {
     "load_host": "peftport.hosts.load",
     "load_module": "peftport.formats",
     "plan_port": "peftport.porting",
+    "port": "peftport.port_folder",
     "save_module": "peftport.formats",
 }
 __all__ = ["__version__", *_WHERE]

@@ -36,7 +36,7 @@ class Ref:
         paths. Raises InputError when the text is neither.
         """
         plain = text.removeprefix("hf://")
-        if plain == text and (Path(text).exists() or text.startswith((".", "/", "~"))):
+        if plain == text and (_exists(text) or text.startswith((".", "/", "~"))):
             return cls("path", text)
         name, at, revision = plain.partition("@")
         if not _HUB_ID.match(name) or (at and not _REVISION.match(revision)):
@@ -48,6 +48,13 @@ class Ref:
 
     def __str__(self) -> str:
         return f"{self.id}@{self.revision}" if self.revision else self.id
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except OSError:  # e.g. longer than any name can be
+        return False
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,12 @@ def resolve(ref: Ref, *, allow: tuple[str, ...] = ()) -> Snapshot:
         InputError: the path is no folder, or the Hub has no such id, or cannot be reached.
     """
     if ref.kind == "path":
-        path = Path(ref.id).expanduser()
-        if not path.is_dir():
+        try:
+            path = Path(ref.id).expanduser()
+            found = path.is_dir()
+        except (OSError, RuntimeError):  # no such user, a name that is too long
+            found = False
+        if not found:
             raise InputError(f"no folder at '{ref.id}'; give an existing folder or a Hub id")
         return Snapshot(path)
     from huggingface_hub import snapshot_download

@@ -49,7 +49,7 @@ def test_every_option_is_explained_and_quiet_exists(path: str) -> None:
 
 def test_the_promised_commands_exist() -> None:
     promised = [
-        "study run", "study status", "study export", "study module", "report", "train",
+        "study run", "study status", "study export", "study module", "report", "train", "port",
         "hosts list", "hosts info", "hosts build",
         "list methods", "list strategies", "list datasets", "list families",
     ]  # fmt: skip
@@ -58,7 +58,7 @@ def test_the_promised_commands_exist() -> None:
     assert {"--format", "-o"} <= options("study export")
     for path in ("study status", "hosts list", "hosts info", *[p for p in LEAVES if "list " in p]):
         assert "--json" in options(path), path
-    for path in ("train", "report", "study module", "hosts build"):
+    for path in ("train", "port", "report", "study module", "hosts build"):
         assert "-o" in options(path), path
 
 
@@ -72,7 +72,7 @@ def test_top_level_help_is_fast_and_imports_no_torch() -> None:
     )
     assert time.monotonic() - began < 2, "0.1 s on an idle core"
     assert " torch" not in done.stderr and " pandas" not in done.stderr
-    for name in ("study", "train", "report", "hosts", "list"):
+    for name in ("study", "train", "port", "report", "hosts", "list"):
         assert f"\n  {name} " in done.stdout
 
 

@@ -40,6 +40,28 @@ def test_long_texts_are_cut_and_what_follows_them_is_not(tokenizer: Any) -> None
     assert encoded.ids[1] == [2, 9, 8, 5, 7, 8, 3]
 
 
+def test_a_text_with_more_tokens_in_the_template_than_alone_is_cut_again() -> None:
+    class Halves:
+        """Two characters a token where a text stands alone, one where it stands in a template."""
+
+        def __call__(self, texts: Any, truncation: bool = False, max_length: int = 0,
+                     add_special_tokens: bool = True, **_: Any) -> Any:  # fmt: skip
+            if isinstance(texts, str):
+                return {key: rows[0] for key, rows in self([texts]).items()}
+            size = 1 if add_special_tokens else 2
+            cut = max_length if truncation else 1000
+            spans = [[(i, i + size) for i in range(0, len(t), size)][:cut] for t in texts]
+            ids = [[ord(t[i]) for i, _ in own] for t, own in zip(texts, spans, strict=True)]
+            return {"input_ids": ids, "offset_mapping": spans}
+
+    task = Task("say {text}!", max_tokens=12)
+    long, short, wide = encode(Halves(), ["x" * 40, "yz", "x" * 13], task).ids
+    assert "".join(map(chr, short)) == "say yz!"
+    for row in (long, wide):
+        assert "".join(map(chr, row)).startswith("say ")
+        assert row[-1] == ord("!") and len(row) <= 12
+
+
 def test_a_template_without_room_for_a_text_is_refused(tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"template alone is 6 tokens.*max_tokens = 6"):
         encode(tokenizer, ["good"], Task("review: {text} sentiment:", max_tokens=6))

@@ -184,7 +184,7 @@ CASES: list[tuple[str, Break, str]] = [
     ("hub", config(non_linearity="leakyrelu"), "non_linearity = 'leakyrelu'"),
     ("hub", config(non_linearity=["relu"]), "non_linearity"),
     ("hub", config(architecture="union"), "architecture 'union'"),
-    ("hub", config(model_type="gpt2"), "unknown model_type 'gpt2'"),
+    ("hub", config(model_type="bloom"), "unknown model_type 'bloom'"),
     ("hub", config(name="../x"), "not known"),
     ("hub", config(mh_adapter=False), "disagree on the sites"),
     ("phm", config(shared_W_phm=True), "shared_W_phm = True"),
@@ -202,7 +202,7 @@ CASES: list[tuple[str, Break, str]] = [
     ("peft", spec_of(layers={"encoder": 10**9}), "is damaged"),
     ("native", spec_of(layers={"encoder": 3, "decoder": 2}), "lacks site"),
     ("native", spec_of(heads=10**6), "shape"),
-    ("peft", spec_of(family="gpt2"), "unknown host family 'gpt2'"),
+    ("peft", spec_of(family="bloom"), "unknown host family 'bloom'"),
 ]
 
 
@@ -243,7 +243,7 @@ def test_a_folder_for_another_shape_of_host_is_refused(
     for kind in ("peft", "hub", "phm", "pairs", "prefix"):
         with pytest.raises(InputError):
             load_module(saved[kind], spec=hosts["t5"].spec)
-    narrow = replace(hosts["bert"].spec, heads=2, d_kv=8)
+    narrow = replace(hosts["bert"].spec, heads=2, kv_heads=2, d_kv=8)
     with pytest.raises(InputError, match="heads"):
         load_module(saved["prefix"], spec=narrow)
 

@@ -11,7 +11,7 @@ import pytest
 
 from peftport.hosts.load import Host, load_host
 from peftport.testing.contracts_strategy import some_texts
-from peftport.testing.pico import pico_bert, pico_t5
+from peftport.testing.pico import pico_bert, pico_llama, pico_t5
 
 
 def _twins() -> ModuleType:
@@ -33,6 +33,11 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Host]:
         "bert-deep": lambda f: pico_bert(f, 2, layers=4),
         "bert-wide": lambda f: pico_bert(f, 3, d_model=48, layers=3, heads=4),
         "bert-twin": lambda f: twins.widened_bert(host("bert").path, f),
+        "bert-spelled": lambda f: twins.respelled(host("bert").path, f, 20),
+        "bert-wide-spelled": lambda f: twins.respelled(host("bert-wide").path, f, 20),
+        "llama": lambda f: twins.unscaled(pico_llama(f, 0)),
+        "llama-shuffled": lambda f: twins.shuffled_llama(host("llama").path, f),
+        "t5-spelled": lambda f: twins.respelled(host("t5").path, f, 20),
         "t5": lambda f: pico_t5(f, 0),
         "t5-wide": lambda f: pico_t5(f, 1, d_model=48, layers=1),
         "t5-rotated": lambda f: twins.rotated_t5(host("t5").path, f),
@@ -42,7 +47,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Host]:
     def host(name: str) -> Host:
         if name not in made:
             folder = makers[name](root / name)
-            words = ("negative", "positive") if name.startswith("t5") else None
+            words = None if name.startswith("bert") else ("negative", "positive")
             made[name] = load_host(str(folder), verbalisers=words)
         return made[name]
 

@@ -52,16 +52,19 @@ def test_twins_compute_the_same(twins, hosts, texts):
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("strategy", ["ridge", "procrustes"])
 @pytest.mark.parametrize(("method", "twins"), CASES)
-def test_effect_is_recovered_in_other_coordinates_and_back(method, twins, hosts, seen, texts):
+def test_effect_is_recovered_in_other_coordinates_and_back(
+    method, twins, strategy, hosts, seen, texts
+):
     source, target = map(hosts, twins)
     module = some_module(source, method)
-    plan = plan_port(source.spec, target.spec, module, strategy="ridge")
+    plan = plan_port(source.spec, target.spec, module, strategy=strategy)
     there = apply_port(plan, module, hosts=seen(*twins))
     expected = logits(source, module, texts[:40])
     gain = GAIN.get(twins[1], 1.0)
     assert distance(logits(target, there, texts[:40]) / gain, expected) < EXACT
-    back_plan = plan_port(target.spec, source.spec, there, strategy="ridge")
+    back_plan = plan_port(target.spec, source.spec, there, strategy=strategy)
     back = apply_port(back_plan, there, hosts=seen(*reversed(twins)))
     assert distance(logits(source, back, texts[:40]), expected) < 2 * EXACT
 

@@ -113,3 +113,81 @@ def widened_bert(source: Path, folder: Path) -> Path:
         else:
             p.data = w.repeat_interleave(2, 0)
     return _save(folder, new, source)
+
+
+def shuffled_llama(source: Path, folder: Path) -> Path:
+    """Another orthonormal basis of the residual stream and another order of the heads: groups of
+    shared keys and values, and the queries of each group. Norms must have no scale."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source)
+    c = model.config
+    rng = torch.Generator().manual_seed(3)
+    d, groups, size = (
+        c.hidden_size,
+        c.num_key_value_heads,
+        c.num_attention_heads // c.num_key_value_heads,
+    )
+    q = torch.linalg.qr(torch.randn(d, d, generator=rng, dtype=torch.float64))[0]
+    order = list(reversed(range(groups)))
+    # the first group's queries turn round, so that the order is not its own inverse
+    queries = [g * size + (i if g else size - 1 - i) for g in order for i in range(size)]
+
+    def heads(w: Tensor, chosen: list[int]) -> Tensor:  # [heads * d_kv, ..]
+        return w.view(-1, c.head_dim, *w.shape[1:])[chosen].flatten(0, 1)
+
+    for name, p in model.named_parameters():
+        w = p.data.double()
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            w = heads(w @ q, queries if "q_proj" in name else order)
+        elif name.endswith("o_proj.weight"):
+            w = heads((q.T @ w).T, queries).T
+        elif name.endswith("down_proj.weight"):
+            w = q.T @ w
+        elif w.dim() == 2:
+            w = w @ q
+        p.data = w.float().contiguous()
+    return _save(folder, model, source)
+
+
+def unscaled(source: Path) -> Path:
+    """Norms of a pico Llama without a scale, in place."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source)
+    for name, p in model.named_parameters():
+        if "norm" in name:
+            p.data.fill_(1)
+    return _save(source, model, source)
+
+
+def respelled(source: Path, folder: Path, known: int) -> Path:
+    """The same host with a tokenizer that knows only the first so many words and spells the others
+    letter by letter; ids of what both know stay."""
+    import json
+    import shutil
+
+    shutil.copytree(source, folder)
+    file = folder / "tokenizer.json"
+    facts = json.loads(file.read_text())
+    vocabulary = facts["model"]["vocab"]
+    words = [w for w in vocabulary if len(w) > 1 and w.isalpha()]
+    for word in words[known:]:
+        number = vocabulary.pop(word)
+        vocabulary[f"#{number}"] = number
+    # what is no word falls apart into letters
+    kept = "|".join(["\\[?<?[A-Z]+>?\\]?", *sorted(words[:known], key=len, reverse=True)])
+    facts["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "BertPreTokenizer"},
+            {
+                "type": "Split",
+                "pattern": {"Regex": f"^({kept})$|."},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+        ],
+    }
+    file.write_text(json.dumps(facts))
+    return folder

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from peftport.escape import inline_code
+
 _ROWS = {
     "balanced_accuracy": "balanced accuracy",
     "accuracy": "accuracy",
@@ -49,25 +51,25 @@ def module_card(facts: Mapping[str, Any], library: str) -> str:
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
-# {name} for {_code(host["name"])}
+# {name} for {inline_code(host["name"])}
 
 A {name} module with {facts["parameters"]:,} trained parameters. It belongs to one host:
-{_code(host["name"])} ({host["family"]}, weight fingerprint `{host["fingerprint"][:16]}`).
+{inline_code(host["name"])} ({host["family"]}, weight fingerprint `{host["fingerprint"][:16]}`).
 On any other host it is refused by peftport.
 
-| on {data["test"]:,} test texts of {_code(data["name"])} | with the module | host alone |
+| on {data["test"]:,} test texts of {inline_code(data["name"])} | with the module | host alone |
 |---|---|---|
 {scores}
 
 ## Training
 
 {training["steps"]} steps of {training["batch_size"]} examples from {data["train"]:,} training
-texts of {_code(data["name"])} (digest `{data["digest"][:16]}`); AdamW at a constant
+texts of {inline_code(data["name"])} (digest `{data["digest"][:16]}`); AdamW at a constant
 {training["lr"]:g}{head_words}, gradients clipped at {training["clip"]:g}, seed {training["seed"]}.
 
-- classes: {", ".join(_code(c) for c in data["classes"])}
-- task: {_code(json.dumps(facts["task"], ensure_ascii=False))}
-- method: {_code(json.dumps(method))}
+- classes: {", ".join(inline_code(c) for c in data["classes"])}
+- task: {inline_code(json.dumps(facts["task"], ensure_ascii=False))}
+- method: {inline_code(json.dumps(method))}
 
 ## Use
 
@@ -80,8 +82,3 @@ with peftport.attach(model, peftport.load_module("FOLDER")):  # model: a transfo
 
 {readers} Written by peftport {facts["peftport"]}.
 """
-
-
-def _code(text: str) -> str:
-    """Text of the user as inline code on one line."""
-    return "`" + " ".join(text.replace("`", "'").split()) + "`"

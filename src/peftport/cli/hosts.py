@@ -27,7 +27,9 @@ def hosts() -> None:
 @json_option
 @quiet_option
 def list_hosts(as_json: bool, quiet: bool) -> None:
-    """List the packaged hosts; any BERT-like encoder or T5 is given by Hub id or folder.
+    """List the packaged hosts; hosts of other families are given by Hub id or folder.
+
+    The hosts of `make hosts-llm` are made on this machine; "state" says whether they are.
 
     \b
     Example:
@@ -35,9 +37,9 @@ def list_hosts(as_json: bool, quiet: bool) -> None:
       peftport hosts list --json
     """
     from peftport.hosts.families.base import families
-    from peftport.hosts.packaged import NAMES
+    from peftport.hosts.packaged import BUILT, NAMES
 
-    rows = [_summary(name) for name in NAMES]
+    rows = [_summary(name) for name in NAMES] + [_built_summary(name) for name in BUILT]
     if as_json:
         echo_json(rows)
         return
@@ -64,7 +66,29 @@ def _summary(name: str) -> dict[str, Any]:
         "parent": own.get("parent"),
         "distance": round(distance["encoder"], 3) if distance else None,
         "shipped_MB": round(own["size_bytes"] / 1e6, 1) if own else None,
+        "state": "packaged",
     }
+
+
+def _built_summary(name: str) -> dict[str, Any]:
+    """What is known of a host of ``make hosts-llm``; of one that is not built, its name."""
+    import json
+
+    from peftport.hosts.built import built_path, read_built
+
+    facts = read_built(name)
+    shape: dict[str, Any] = {"layers": None, "width": None}
+    state = "not built (make hosts-llm)"
+    if facts is not None:
+        state = "built (quick: of no use)" if facts.get("quick") else "built"
+        try:
+            config = json.loads((built_path(name) / "config.json").read_text(encoding="utf-8"))
+            shape = {"layers": config["num_hidden_layers"], "width": config["hidden_size"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            state = "damaged (make hosts-llm)"
+    parent = (facts or {}).get("parent")
+    return {"name": name, **shape, "parent": parent, "distance": None, "shipped_MB": None,
+            "state": state}  # fmt: skip
 
 
 @hosts.command("info")
@@ -82,10 +106,9 @@ def info(host: str, as_json: bool, quiet: bool) -> None:
       peftport hosts info google/t5-v1_1-base --json
     """
     from peftport.hosts.load import inspect_host
-    from peftport.hosts.packaged import LARGE, host_facts, is_packaged
 
     spec = inspect_host(host)
-    made = host_facts(host) if is_packaged(host) and host != LARGE else None
+    made = _made(host)
     if as_json:
         echo_json({"host": host, **spec.to_json(), **({"made": made} if made else {})})
         return
@@ -107,32 +130,78 @@ def info(host: str, as_json: bool, quiet: bool) -> None:
     if made:
         distance = made.get("distance")
         far = f", distance {distance['encoder']:.3f}" if distance else ""
-        click.echo(f"{'made from':<13} {made['parent']}{far} (--json: recipe, corpus, losses)")
+        parent = made.get("parent") or made["source"]["hub"]
+        click.echo(f"{'made from':<13} {parent}{far} (--json: how, and with what losses)")
+
+
+def _made(host: str) -> dict[str, Any] | None:
+    """How a packaged host was made; None for minilm-large and for hosts by folder or Hub id."""
+    from peftport.hosts.built import read_built
+    from peftport.hosts.packaged import BUILT, LARGE, NAMES, host_facts
+
+    if host in BUILT:
+        return read_built(host)
+    return host_facts(host) if host in NAMES and host != LARGE else None
 
 
 @hosts.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to fill."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder to fill with derived default hosts; the others go to the user's cache.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch.")
 @click.option("--quick", is_flag=True, help="A few steps: checks the code, makes no useful host.")
 @quiet_option
 def build(
-    names: tuple[str, ...], output: Path, threads: int | None, quick: bool, quiet: bool
+    names: tuple[str, ...], output: Path | None, threads: int | None, quick: bool, quiet: bool
 ) -> None:
-    """Rebuild the derived default hosts from all-MiniLM-L6-v2, all of them or NAME... only.
+    """Rebuild derived default hosts, or build the ones that do not come with peftport.
 
-    It takes most of an hour on two cores. What is finished in the folder stays; what was
-    interrupted goes on from its last checkpoint.
+    With -o the derived default hosts are rebuilt from all-MiniLM-L6-v2, all or NAME... only; it
+    takes most of an hour on two cores. Without it NAME... are hosts of `make hosts-llm`, which
+    are then found by name. What is finished stays; what was interrupted goes on from its last
+    checkpoint.
 
     \b
     Example:
       peftport hosts build -o out/hosts
       peftport hosts build minilm-base -o out/hosts
+      peftport hosts build minilm-shallow minilm-words
     """
-    from peftport.hosts.forge.build import build_hosts
+    from peftport.errors import InputError, UnknownName
+    from peftport.hosts.packaged import BUILT
 
+    if output is None:
+        if not names:
+            raise InputError(
+                f"give -o FOLDER to rebuild the default hosts, or names: {', '.join(BUILT)}"
+            )
+        for name in names:
+            if name not in BUILT:
+                _needs_output(name)
+                raise UnknownName("built host", name, BUILT)
+    elif local := [name for name in names if name in BUILT]:
+        raise InputError(f"'{local[0]}' is built in the user's cache; leave -o out")
     with redirect_stderr(StringIO()) if quiet else nullcontext():
+        if output is None:
+            from peftport.hosts.forge.local import build_local
+
+            for folder in build_local(names, quick=quick, threads=threads):
+                click.echo(f"The host {folder.name} is in {folder}")
+            return
+        from peftport.hosts.forge.build import build_hosts
+
         manifest = build_hosts(output, names or None, quick=quick, threads=threads)
     click.echo(f"The hosts are in {manifest.parent}")
+
+
+def _needs_output(name: str) -> None:
+    """Raise InputError when ``name`` is a default host, which is rebuilt into a folder."""
+    from peftport.errors import InputError
+    from peftport.hosts.packaged import NAMES
+
+    if name in NAMES:
+        raise InputError(f"'{name}' is a default host; say with -o FOLDER where to rebuild it")

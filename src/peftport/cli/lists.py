@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +46,10 @@ def _command(name: str, about: str, rows: Callable[[], list[Row]]) -> None:
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        return " ".join(f"{key}={_cell(inner)}" for key, inner in value.items())
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        return " ".join(f"{key}={_cell(inner)}" for key, inner in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "-"
+    return str(value)
 
 
 def _methods() -> list[Row]:
@@ -68,7 +71,17 @@ def _strategies() -> list[Row]:
     from peftport.porting.strategies.base import strategies
 
     return [
-        {"name": name, "what": _first_sentence(item), "source": item.reference_url}
+        {
+            "name": name,
+            "needs": [
+                word
+                for word, needed in (("texts", item.needs_texts), ("weights", item.needs_weights))
+                if needed
+            ],
+            "options": dict(item.options),
+            "source": item.reference_url,
+            "what": _first_sentence(item),
+        }
         for name, item in strategies
     ]
 
@@ -98,6 +111,7 @@ def _families() -> list[Row]:
 
 def _first_sentence(item: Any) -> str:
     paragraph = (item.__doc__ or "").strip().split("\n\n")[0]
+    paragraph = re.sub(r":\w+:`([^`]+)`", r"\1", paragraph).replace("`", "")
     return " ".join(paragraph.split()).split(". ")[0].rstrip(".:")
 
 

@@ -17,11 +17,13 @@ import click
 
 from peftport import __version__
 from peftport.errors import InputError, PeftportError, UnknownName
+from peftport.escape import visible
 
 #: command -> where its click object is, and the line that `peftport --help` shows
 _COMMANDS = {
     "hosts": ("peftport.cli.hosts:hosts", "List, inspect and build hosts."),
     "list": ("peftport.cli.lists:lists", "List methods, strategies, datasets or families."),
+    "port": ("peftport.cli.port:port", "Port an adapter to another host, folder to folder."),
     "report": ("peftport.cli.report:report", "Write a study's report as HTML, and its table."),
     "study": ("peftport.cli.study:study", "Run, resume, inspect and export a study."),
     "train": ("peftport.cli.train:train", "Train one module and save it."),
@@ -31,6 +33,7 @@ _USERS_ERRNO = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
+_LONGEST_ERROR = 1200  # characters
 
 
 class LazyGroup(click.Group):
@@ -105,8 +108,8 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    """One line on stderr."""
-    click.echo("error: " + " ".join(message.split()), err=True)
+    """One line on stderr, whatever the names in it hold."""
+    click.echo(f"error: {visible(message, _LONGEST_ERROR)}", err=True)
     return code
 
 

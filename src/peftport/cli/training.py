@@ -16,7 +16,6 @@ from peftport.cli.card import module_card
 from peftport.data.datasets import Dataset
 from peftport.data.tasks import Task, encode
 from peftport.formats import library_for, save_module
-from peftport.formats.files import new_folder
 from peftport.hosts.load import Host
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig, Module
@@ -58,11 +57,9 @@ class Trained:
 
     def save(self, folder: Path) -> None:
         """Write the module and its card; the folder appears whole or not at all."""
-        with new_folder(folder, overwrite=False) as made:
-            save_module(self.module, made, spec=self.spec)
-            library, _ = library_for(self.module, self.spec)
-            card = module_card(self.facts, library)
-            (made / "README.md").write_text(card, encoding="utf-8")
+        library, _ = library_for(self.module, self.spec)
+        card = module_card(self.facts, library)
+        save_module(self.module, folder, spec=self.spec, extra={"README.md": card})
 
 
 def run_training(

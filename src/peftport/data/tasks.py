@@ -20,8 +20,9 @@ class Task:
 
     Attributes:
         template: what the host reads; ``{text}`` stands for the text, e.g. ``sentiment: {text}``.
-        verbalisers: the word of every class in label order (T5 predicts it; an encoder's head
-            only needs their number).
+        verbalisers: the word of every class in label order (a language model predicts it; an
+            encoder's head only needs their number). They are used as they are: where the word goes
+            on a prompt, as in ``Review: {text} Sentiment:``, a leading space belongs to it.
         max_tokens: longest input in tokens; the text is cut, never the template.
     """
 
@@ -122,11 +123,19 @@ def encode(tokenizer: Any, texts: Sequence[str], task: Task) -> Encoded:
             f"task.template alone is {frame} tokens, which leaves no room for a text in"
             f" task.max_tokens = {task.max_tokens}"
         )
+    room = task.max_tokens - frame
     if after.strip():
-        texts = _cut(tokenizer, texts, task.max_tokens - frame)
+        texts = _cut(tokenizer, texts, room)
     filled = [before + text + after for text in texts]
-    found = tokenizer(filled, truncation=True, max_length=task.max_tokens)["input_ids"]
-    return Encoded([list(row) for row in found])
+    found = tokenizer(filled, truncation=not after.strip(), max_length=task.max_tokens)["input_ids"]
+    rows = [list(row) for row in found]
+    for at, text in enumerate(texts):  # a text may have more tokens in the template than alone
+        left = room
+        while len(rows[at]) > task.max_tokens and left > 0:
+            left -= len(rows[at]) - task.max_tokens
+            text = _cut(tokenizer, [text], left)[0] if left > 0 else ""
+            rows[at] = list(tokenizer(before + text + after)["input_ids"])
+    return Encoded(rows)
 
 
 def _cut(tokenizer: Any, texts: Sequence[str], room: int) -> list[str]:

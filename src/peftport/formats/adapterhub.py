@@ -43,6 +43,8 @@ _COMPACTER = {
     "up_right": "adapter_up.W_right",
     "up_bias": "adapter_up.b",
 }
+#: the head's tensor that has one number a class
+_CLASSES = ("classifier.bias", "classifier.out_proj.bias")
 #: the network of a reparameterised prefix
 _NETWORK = {
     "embedding": "wte.weight",
@@ -60,6 +62,8 @@ def why_not(module: Module, spec: HostSpec) -> str | None:
         return None
     if not isinstance(config, PrefixConfig):
         return f"AdapterHub's {config.method} is not written"
+    if configs.positions(spec) is None:
+        return f"AdapterHub's prefix on {spec.family} was not compared with ours"
     if config.positions != configs.positions(spec):
         return (
             f"AdapterHub runs prefixes on {spec.family} with positions "
@@ -75,7 +79,9 @@ def group_name(spec: HostSpec, site: Site) -> str:
     """AdapterHub's name of the prefixes that one network makes."""
     if site.block == "cross_attn":
         return "cross_prefix"
-    return "self_prefix" if site.stack == list(spec.layers)[-1] else "encoder_prefix"
+    if site.stack != list(spec.layers)[-1]:
+        return "encoder_prefix"
+    return configs.self_prefix(spec.family)
 
 
 def _groups(spec: HostSpec, config: PrefixConfig) -> dict[str, list[Site]]:
@@ -119,7 +125,7 @@ def write(folder: Path, module: Module, spec: HostSpec, base_model: str | None) 
     )
     write_tensors(folder / WEIGHTS, tensors)
     if module.head:
-        classes = next(iter(module.head.values())).shape[0]
+        [classes] = (t.shape[0] for name, t in module.head.items() if name in _CLASSES)
         given = module.notes.get("classes")
         labels = list(given) if given and len(given) == classes else configs.labels(classes)
         facts: dict[str, Any] = {"config": None, "name": None, "num_labels": classes}
@@ -209,7 +215,8 @@ def from_tensors(
         if key == "shared/phm_rule" and isinstance(config, CompacterConfig):
             state.setdefault(SHARED, {})["rule"] = tensor
         elif module in known and rest in back:
-            state.setdefault(known[module].name, {})[back[rest]] = tensor
+            [site] = known[module]
+            state.setdefault(site.name, {})[back[rest]] = tensor
         else:
             raise InputError(f"the weights file has a tensor that is not known: '{key}'")
     if isinstance(config, CompacterConfig) and SHARED not in state:

@@ -53,21 +53,28 @@ _PHM = {"factorized_phm_W", "factorized_phm_rule", "phm_bias", "phm_rank", "shar
 _BLOCKS = {"self_attn": "mh_adapter", "cross_attn": "cross_adapter", "ff": "output_adapter"}
 
 
-def positions(spec: HostSpec) -> str:
-    """How AdapterHub places a prefix on this family (see methods/prefix.py)."""
+def positions(spec: HostSpec) -> str | None:
+    """How AdapterHub places a prefix on this family (see methods/prefix.py); None where that was
+    not compared with ours, and its prefixes are neither written nor read."""
+    if keys.family_for(spec).stacks == ("decoder",):
+        return None
     return "shifted" if spec.family == "t5" else "none"
+
+
+def self_prefix(family: str) -> str:
+    """AdapterHub's name of the last stack's self-attention prefix."""
+    return "self" if family == "distilbert" else "self_prefix"
 
 
 def model_class(spec: HostSpec) -> str:
     """transformers' class of the task model."""
     from transformers.models.auto import modeling_auto
 
-    word = keys.family_for(spec).decides_by == "word"
-    table = (
-        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-        if word
-        else modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    )
+    table = {
+        ("encoder",): modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        ("encoder", "decoder"): modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        ("decoder",): modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }[keys.family_for(spec).stacks]
     return str(table[keys.model_type(spec)])
 
 
@@ -153,7 +160,12 @@ def prefix(options: Mapping[str, Any], spec: HostSpec) -> PrefixConfig:
     blocks = tuple(PrefixConfig().blocks)
     if not options.get("cross_prefix", True):
         blocks = ("self_attn",)
-    return PrefixConfig(options["prefix_length"], positions(spec), stacks, blocks, hidden)
+    where = positions(spec)
+    if where is None:
+        raise InputError(
+            f"AdapterHub's prefix on {spec.family} is not supported; PEFT's prefix on it is"
+        )
+    return PrefixConfig(options["prefix_length"], where, stacks, blocks, hidden)
 
 
 def guess_prefix_host(
@@ -168,7 +180,7 @@ def guess_prefix_host(
             f"this folder does not say how many layers and heads its {family} host has; give the "
             "host's spec (peftport.inspect_host)"
         )
-    own = groups.get("self_prefix", {})
+    own = groups.get(self_prefix(family), {})
     rows = own.get("control_trans.2.bias")
     size = rows.numel() if rows is not None else sum(t.numel() for t in own.values()) // length
     layers = max(1, size // (2 * d))
@@ -197,5 +209,10 @@ def static_head(
         raise InputError(
             "this head is not one linear layer on the pooler (head_type classification, layers 1, "
             "use_pooler); other heads are not supported"
+        )
+    if spec.family != "bert":
+        raise InputError(
+            f"a head of an AutoAdapterModel on {spec.family} has no counterpart in "
+            f"{model_class(spec)}; save it from that class"
         )
     return {f"classifier.{m[2]}": head[k] for k, m in flexible.items()}

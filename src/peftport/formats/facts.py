@@ -20,6 +20,8 @@ VERSION = 1
 _TRAINING_ONLY = {"init_std", "hidden"}
 #: fields that follow from the sites, which are compared as such
 _BY_SITES = {"roles", "blocks", "stacks"}
+#: numbers of a host's shape
+_WIDTHS = ("d_model", "heads", "d_kv", "d_ff", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,24 @@ def read(folder: Path) -> Facts | None:
         layers = {str(stack): int(count) for stack, count in shape["layers"].items()}
         if not all(0 <= count <= 10_000 for count in layers.values()):
             raise ValueError("layers out of range")
+        for name in _WIDTHS:
+            if not 1 <= int(shape[name]) <= 1 << 24:
+                raise ValueError(f"{name} out of range")
+        for name in ("library", "fingerprint", "host"):
+            if not isinstance(raw[name], str):
+                raise TypeError(f"{name} must be a text")
+        _check_notes(raw["notes"])
         facts = Facts(
-            library=str(raw["library"]),
+            library=raw["library"],
             config=config_from_json(raw["config"]),
             spec=keys.describe({**shape, "layers": layers}, bool(shape["gated"])),
-            fingerprint=str(raw["fingerprint"]),
-            host=str(raw["host"]),
+            fingerprint=raw["fingerprint"],
+            host=raw["host"],
             notes=dict(raw["notes"]),
         )
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # transformers' configs check themselves, with types of their own
         raise InputError(
             f"'{file}' is damaged ({type(error).__name__}: {error}); get the folder again, or "
             "delete this file to read what the library's own files say"
@@ -90,6 +99,21 @@ def read(folder: Path) -> Facts | None:
     if facts.library not in ("peft", "adapterhub", "peftport"):
         raise InputError(f"'{file}' names the library '{facts.library}', which is not known")
     return facts
+
+
+def _check_notes(notes: object) -> None:
+    """The notes are free but for those that other code reads."""
+    if not isinstance(notes, dict):
+        raise TypeError("notes must be a table")
+    head, classes, task = (notes.get(name) for name in ("head", "classes", "task"))
+    if head not in (None, "", "pooler", "mean"):
+        raise ValueError(f"unknown head {head!r}")
+    if not isinstance(task, dict | None):
+        raise TypeError("task must be a table")
+    if classes is not None and not (
+        isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    ):
+        raise TypeError("classes must be a list of names")
 
 
 def agree(ours: MethodConfig, theirs: MethodConfig, spec: HostSpec) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,28 @@ PICKLES = {
     "pytorch_model_head.bin": "model_head.safetensors",
 }
 _JSON_LIMIT = 16 << 20  # bytes; a config is a few KB
+#: most numbers that a file may hold where no host says how many it can need: 8 GiB in float32
+MOST_NUMBERS = 1 << 31
+_HEADER_LIMIT = 100_000_000  # bytes; safetensors reads no longer one
+
+
+def check_regular(file: Path) -> None:
+    """Raises InputError where there is something under this name that is no file: a folder, a
+    device, a pipe, a link to nothing. Links to files are fine (the Hub's cache is made of them)."""
+    if os.path.lexists(file) and not file.is_file():
+        raise InputError(f"'{file}' is not a regular file; get the folder again")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError: missing, unreadable, not JSON, or not an object."""
+    """A JSON object. Raises InputError: missing, unreadable, not JSON, not an object, or a key
+    that is given twice."""
+    check_regular(file)
     try:
-        if file.stat().st_size > _JSON_LIMIT:
+        with file.open("rb") as opened:
+            data = opened.read(_JSON_LIMIT + 1)
+        if len(data) > _JSON_LIMIT:
             raise InputError(f"'{file}' is larger than {_JSON_LIMIT} bytes; that is no config")
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:
         raise InputError(f"no {file.name} in '{file.parent}'; give a module's folder") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -42,6 +57,48 @@ def read_json(file: Path) -> dict[str, Any]:
     return facts
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"the key {name!r} is there twice")
+        made[name] = value
+    return made
+
+
+def check_numbers(file: Path, limit: int) -> None:
+    """Raises InputError where a file claims more numbers than ``limit``. Only its header is read:
+    a claim must not cost memory before it is known to be possible."""
+    check_regular(file)
+    if not file.is_file():
+        return
+    size, most = file.stat().st_size, 8 * limit + _HEADER_LIMIT
+    if size > most:  # it is not even mapped then
+        raise InputError(
+            f"'{file}' has {size:,} bytes, more than a module of this host can need ({most:,}); "
+            "get the right file"
+        )
+    total = 0
+    with _opened(file) as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            total += math.prod(tensors.get_slice(key).get_shape())
+    if total > limit:
+        raise InputError(
+            f"'{file}' holds {total:,} numbers, more than a module of this host can need "
+            f"({limit:,}); get the right file"
+        )
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"cannot read '{file}': {reason}; get the file again") from None
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file: float64 stays, all other floats become float32.
 
@@ -49,6 +106,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         InputError: missing (a pickle in its place is named with its remedy), truncated, a header
             that lies, not floating point, NaN or infinity.
     """
+    check_regular(file)
     if not file.is_file():
         for pickle, name in PICKLES.items():
             if name == file.name and (file.parent / pickle).is_file():
@@ -58,13 +116,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
                 )
         raise InputError(f"no {file.name} in '{file.parent}'; give a module's folder")
     tensors: dict[str, Tensor] = {}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118
-                tensors[key] = opened.get_tensor(key)
-    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read '{file}': {reason}; get the file again") from None
+    with _opened(file) as opened:
+        for key in opened.keys():  # noqa: SIM118
+            tensors[key] = opened.get_tensor(key)
     for key, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise InputError(f"'{key}' in '{file}' is {tensor.dtype}; expected floating point")
@@ -99,7 +153,8 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         InputError: the place is taken or cannot be written to.
     """
-    _check_place(folder, overwrite)
+    check_place(folder, overwrite)
+    missing = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -116,9 +171,14 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         raise InputError(f"cannot write '{folder}': {error.strerror or error}") from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        if not folder.exists():
+            for parent in missing:  # the deepest first; one that is in use stays
+                with suppress(OSError):
+                    parent.rmdir()
 
 
-def _check_place(folder: Path, overwrite: bool) -> None:
+def check_place(folder: Path, overwrite: bool) -> None:
+    """Raises InputError unless a module's folder can be made there, or may be replaced."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"'{folder}' exists and is not a folder; give another output folder")
     if not folder.is_dir() or not any(folder.iterdir()):

@@ -16,20 +16,26 @@ def family_for(spec: HostSpec) -> Family:
 
 
 def full_path(spec: HostSpec, site: Site) -> str:
-    """Dotted path of a site's module in the task model: ``bert.encoder.layer.0...``"""
+    """Dotted path of a site's module in the task model: ``bert.encoder.layer.0...``; of an ``out``
+    site, what AdapterHub puts its adapter into."""
+    path, prefix = _path(spec, site), family_for(spec).weight_prefix
+    return f"{prefix}.{path}" if prefix else path
+
+
+def _path(spec: HostSpec, site: Site) -> str:
     family = family_for(spec)
-    path = family.module_path(spec, site)
-    return f"{family.weight_prefix}.{path}" if family.weight_prefix else path
+    where = family.adapter_path if site.role == "out" else family.module_path
+    return where(spec, site)
 
 
-def paths(spec: HostSpec, roles: Iterable[str]) -> dict[str, Site]:
-    """Module path -> site for all sites of some roles, with and without the body's own prefix
-    (a body saved alone has none)."""
-    family, wanted, found = family_for(spec), set(roles), {}
+def paths(spec: HostSpec, roles: Iterable[str]) -> dict[str, tuple[Site, ...]]:
+    """Module path -> its sites (several where one linear is fused) for all sites of some roles,
+    with and without the body's own prefix (a body saved alone has none)."""
+    wanted, found = set(roles), dict[str, tuple[Site, ...]]()
     for site in spec.sites:
         if site.role in wanted:
-            found[family.module_path(spec, site)] = site
-            found[full_path(spec, site)] = site
+            for path in {_path(spec, site), full_path(spec, site)}:
+                found[path] = (*found.get(path, ()), site)
     return found
 
 
@@ -52,14 +58,19 @@ def describe(facts: Mapping[str, Any], gated: bool) -> HostSpec:
     types = family.model_types
     config: Any = AutoConfig.for_model(family.name if family.name in types else min(types))
     layers = facts["layers"]
+    heads, d_ff = facts.get("heads"), facts.get("d_ff")
     values = {
-        "num_hidden_layers": layers.get("encoder", 0),
+        "num_hidden_layers": layers.get(family.stacks[0], 0),
         "num_decoder_layers": layers.get("decoder", 0),
         "hidden_size": facts.get("d_model"),
-        "num_attention_heads": facts.get("heads"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": facts.get("kv_heads") or heads,
         "d_kv": facts.get("d_kv"),
-        "intermediate_size": facts.get("d_ff"),
-        "d_ff": facts.get("d_ff"),
+        "head_dim": facts.get("d_kv"),
+        "intermediate_size": d_ff,
+        "d_ff": d_ff,
+        "hidden_dim": d_ff,
+        "n_inner": d_ff,
         "vocab_size": facts.get("vocab_size"),
         "is_gated_act": gated,
     }
@@ -88,7 +99,7 @@ def guess(modules: Iterable[str], roles: Iterable[str], only: str | None = None)
             spec = describe({"family": name, "layers": layers}, gated)
             known = paths(spec, roles)
             if wanted and all(module in known for module in wanted):
-                sites = [known[module] for module in wanted]
+                sites = [site for module in wanted for site in known[module]]
                 layers = {
                     stack: 1 + max((s.layer for s in sites if s.stack == stack), default=-1)
                     for stack in spec.layers

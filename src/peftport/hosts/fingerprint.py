@@ -15,8 +15,16 @@ from torch import Tensor, nn
 
 from peftport.errors import InputError
 
-#: task heads belong to a module, not to the host
-_HEADS = ("classifier.", "score.", "cls.", "classification_head.", "qa_outputs.")
+#: task heads belong to a module, not to the host (nor do the heads of masked language models)
+_HEADS = (
+    "classifier.", "pre_classifier.", "score.", "cls.", "classification_head.", "qa_outputs.",
+    "lm_head.bias", "lm_head.dense.", "lm_head.layer_norm.", "lm_head.decoder.", "vocab_transform.",
+    "vocab_layer_norm.", "vocab_projector.",
+)  # fmt: skip
+#: what old checkpoints hold beside weights: positions, causal masks, rotary frequencies
+_BUFFERS = ("position_ids", ".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
+#: the input embedding, which an output layer may be tied to
+_EMBEDDINGS = ("shared.weight", "embed_tokens.weight", "wte.weight")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -38,12 +46,15 @@ def weight_files(folder: Path) -> list[Path]:
     raise InputError(f"no model.safetensors in '{folder}'; give the folder of a transformers model")
 
 
-def body_tensors(folder: Path, prefix: str) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+def body_tensors(
+    folder: Path, prefix: str, unread: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Name (without ``prefix.``) and loader of every body tensor of a host, sorted by name.
 
     Args:
         folder: a transformers model folder.
         prefix: the architecture's base_model_prefix, which checkpoints of task models carry.
+        unread: ``Family.unread_weights``.
     """
     found: dict[str, tuple[Path, str]] = {}
     for file in weight_files(folder):
@@ -51,7 +62,7 @@ def body_tensors(folder: Path, prefix: str) -> Iterator[tuple[str, Callable[[], 
             with safe_open(file, framework="pt") as tensors:
                 for key in list(tensors.keys()):
                     name = key.removeprefix(f"{prefix}.") if prefix else key
-                    if not name.startswith(_HEADS) and not name.endswith("position_ids"):
+                    if not name.startswith((*_HEADS, *unread)) and not name.endswith(_BUFFERS):
                         found[name] = (file, key)
         except (SafetensorError, OSError) as error:
             raise InputError(f"cannot read '{file}': {error}; download the file again") from None
@@ -67,18 +78,18 @@ def body_tensors(folder: Path, prefix: str) -> Iterator[tuple[str, Callable[[], 
         yield name, loader(*found[name])
 
 
-def weight_fingerprint(folder: Path, prefix: str) -> str:
+def weight_fingerprint(folder: Path, prefix: str, unread: tuple[str, ...] = ()) -> str:
     """Fingerprint of a model folder; one tensor is in memory at a time.
 
     Raises InputError when a weight is NaN or infinite.
     """
-    return _digest(body_tensors(folder, prefix), str(folder))
+    return _digest(body_tensors(folder, prefix, unread), str(folder))
 
 
-def model_fingerprint(model: nn.Module, prefix: str) -> str:
+def model_fingerprint(model: nn.Module, prefix: str, unread: tuple[str, ...] = ()) -> str:
     """Fingerprint of a model in memory: equal to that of the folder it was loaded from."""
     weights = {name.removeprefix(f"{prefix}."): p for name, p in model.named_parameters()}
-    body = sorted(name for name in weights if not name.startswith(_HEADS))
+    body = sorted(name for name in weights if not name.startswith((*_HEADS, *unread)))
     return _digest(
         ((name, partial(weights[name].detach().cpu)) for name in body), type(model).__name__
     )
@@ -90,7 +101,7 @@ def _digest(tensors: Iterable[tuple[str, Callable[[], Tensor]]], where: str) -> 
     embedding = b""
     rows: dict[str, bytes] = {}
     for name, load in tensors:
-        if name.endswith("embed_tokens.weight"):
+        if name.endswith(".embed_tokens.weight"):  # T5's copies of shared.weight
             continue
         tensor = load().to(torch.float32)
         if not torch.isfinite(tensor).all():
@@ -98,7 +109,7 @@ def _digest(tensors: Iterable[tuple[str, Callable[[], Tensor]]], where: str) -> 
                 f"weight '{name}' of '{where}' holds NaN or infinity; get a sound copy"
             )
         values = hashlib.sha256(tensor.contiguous().numpy().data).digest()
-        if name == "shared.weight":
+        if name in _EMBEDDINGS:
             embedding = values
         rows[f"{name}{tuple(tensor.shape)}"] = values
     for name, values in rows.items():

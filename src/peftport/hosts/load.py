@@ -143,7 +143,7 @@ def _fingerprint(folder: Path, family: Family) -> str:
         max((s.st_mtime_ns for s in stats), default=0),
     )
     if key not in _FINGERPRINTS:
-        _FINGERPRINTS[key] = weight_fingerprint(folder, family.weight_prefix)
+        _FINGERPRINTS[key] = weight_fingerprint(folder, family.weight_prefix, family.unread_weights)
     return _FINGERPRINTS[key]
 
 
@@ -173,6 +173,8 @@ def load_host(
     spec = replace(family.describe(config), fingerprint=_fingerprint(folder, family))
     tokenizer = load_tokenizer(folder)
     spec = replace(spec, tokenizer=tokenizer_digest(tokenizer))
+    if family.decides_by == "word" and not family.ends_words:
+        _check_no_end(tokenizer, ref)
     with quiet_transformers():
         model = family.load(str(folder), labels=labels, head=head, dtype=dtype)
     model.requires_grad_(False)
@@ -180,20 +182,51 @@ def load_host(
         parameter.zero_()  # a host alone has no trained head: it decides nothing
     words = None
     if family.decides_by == "word" and verbalisers is not None:
-        words = label_words(tokenizer, verbalisers)
+        words = label_words(tokenizer, verbalisers, ends=family.ends_words)
         labels = len(verbalisers)
     head = head if family.decides_by == "class" else ""
     return Host(ref, folder, model, tokenizer, family, spec, words, labels, head)
 
 
-def label_words(tokenizer: Any, verbalisers: Sequence[str]) -> Words:
-    """Token ids of the verbalisers. Raises InputError when two share their first token, since the
-    decision is made at the first decoder step."""
-    ids = tuple(tuple(tokenizer(word).input_ids) for word in verbalisers)
-    words = Words(ids)
-    if len(set(words.first)) < len(ids) or any(not row for row in ids):
+def label_words(tokenizer: Any, verbalisers: Sequence[str], *, ends: bool = True) -> Words:
+    """Token ids of the verbalisers.
+
+    Args:
+        tokenizer: the host's.
+        verbalisers: one word a class. Where words follow a prompt, a leading space belongs to them.
+        ends: keep the end marker that the tokenizer adds; otherwise the ids are those that a word
+            has after a colon, without special tokens.
+
+    Raises:
+        InputError: two words share their first token, which is what decides.
+    """
+    ids = tuple(
+        tuple(tokenizer(word).input_ids) if ends else _continuation(tokenizer, word)
+        for word in verbalisers
+    )
+    if any(not row for row in ids) or len({row[0] for row in ids}) < len(ids):
         raise InputError(
             f"verbalisers {list(verbalisers)} share their first token in this host's vocabulary; "
             "choose words that differ there"
         )
-    return words
+    return Words(ids)
+
+
+def _continuation(tokenizer: Any, word: str) -> tuple[int, ...]:
+    """Token ids of a word that goes on a text: some tokenizers put a space before whatever comes
+    first, so the word is read after a colon."""
+    before, both = (
+        tokenizer(text, add_special_tokens=False).input_ids for text in (":", f":{word}")
+    )
+    if both[: len(before)] == before:
+        return tuple(both[len(before) :])
+    return tuple(tokenizer(word, add_special_tokens=False).input_ids)
+
+
+def _check_no_end(tokenizer: Any, ref: str) -> None:
+    """Raises InputError where the tokenizer closes a prompt, after which no word would follow."""
+    if tokenizer("a").input_ids[-1] == tokenizer.eos_token_id:
+        raise InputError(
+            f"the tokenizer of '{ref}' ends every text with its end marker, so no label word can "
+            "follow a prompt; set add_eos_token to false in its tokenizer_config.json"
+        )

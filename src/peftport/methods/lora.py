@@ -85,13 +85,23 @@ class Lora(Method):
         undo: list[Callable[[], None]] = []
         for name, tensors in state.items():
             a, b = tensors["A"], tensors["B"]
+            site = spec.site(name)
+            columns = family.columns(spec, site)
 
             def add(
-                _: nn.Module, args: tuple[Any, ...], out: Tensor, a: Tensor = a, b: Tensor = b
+                _: nn.Module,
+                args: tuple[Any, ...],
+                out: Tensor,
+                a: Tensor = a,
+                b: Tensor = b,
+                columns: slice | None = columns,
             ) -> Tensor:
-                return out + self.delta(args[0], a, b, config.scale)
+                delta = self.delta(args[0], a, b, config.scale)
+                if columns is not None:  # a part of a fused linear
+                    delta = F.pad(delta, (columns.start, out.shape[-1] - columns.stop))
+                return out + delta
 
-            linear = family.submodule(model, spec, spec.site(name))
+            linear = family.submodule(model, spec, site)
             undo.append(linear.register_forward_hook(add).remove)
         return undo
 

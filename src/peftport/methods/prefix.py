@@ -2,7 +2,8 @@
 
 ``positions`` says what a prefix is to the host's position encoding. ``none``: pairs without a
 position (Li & Liang; AdapterHub). ``past``: pairs of a past that the tokens come after, as in a
-cache (PEFT): T5 gives them relative position bias, BERT counts its tokens' positions from l.
+cache (PEFT): T5 gives them relative position bias, all others count their tokens' positions from l
+(the pairs themselves are not rotated).
 ``shifted``: AdapterHub on T5, where keys count from the first pair but queries from the first
 token, so that every relative distance is off by l; kept to run its files with equal logits.
 Source: Li & Liang 2021, arXiv 2101.00190, section 4; reparameterisation section 4.3.
@@ -108,8 +109,8 @@ class Prefix(Method):
         return groups
 
     def pairs(self, spec: HostSpec, config: PrefixConfig, state: State) -> State:
-        """key and value  [..., l, heads * d_kv] of every site, through the network if there is one;
-        a bank's have a leading axis K."""
+        """key and value  [..., l, kv_heads * d_kv] of every site, through the network if there is
+        one; a bank's have a leading axis K."""
         if config.hidden is None:
             return state
         made: State = {}
@@ -138,7 +139,7 @@ class Prefix(Method):
             live.clear()
             live.update(self.pairs(spec, config, state))
             if config.positions == "past":
-                return family.shift_positions(args, kwargs, config.length)
+                return family.shift_positions(model, args, kwargs, config.length)
             return args, kwargs
 
         base = family.body(model)
@@ -221,7 +222,7 @@ def _patch(
     eager = __import__(type(attention).__module__, fromlist=["x"]).eager_attention_forward
     inner = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager)
     attention.config = own
-    attention._peftport_prefix = (live, name, spec.heads, bias, inner)
+    attention._peftport_prefix = (live, name, spec.kv_heads, bias, inner)
 
     def undo() -> None:
         attention.config = own_config
@@ -239,11 +240,12 @@ def _prefix_attention(
     position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """query [B, heads, Q, d], key and value [B, heads, T, d] -> the host's attention over l + T."""
+    """query [B, heads, Q, d], key and value [B, kv_heads, T, d] -> the host's attention over
+    l + T; its own code repeats the heads of keys and values where queries share them."""
     live, name, heads, bias, inner = module._peftport_prefix
     rows, queries, own = key.shape[0], query.shape[2], key.shape[2]
 
-    def heads_first(pairs: Tensor) -> Tensor:  # [l, heads * d] -> [B, heads, l, d]
+    def heads_first(pairs: Tensor) -> Tensor:  # [l, kv_heads * d] -> [B, kv_heads, l, d]
         split = pairs.view(pairs.shape[0], heads, -1).transpose(0, 1)
         return split.to(key.dtype).expand(rows, -1, -1, -1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,13 @@ from peftport.errors import HostMismatch, InputError, RunError
 from peftport.hosts.load import Host
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import Module, State, method_of
+from peftport.methods.lora import LoraConfig
 from peftport.porting.carriers.base import Carrier, carrier_of
 from peftport.porting.plan import PortPlan
+from peftport.porting.rank import to_rank
 from peftport.porting.spaces import Correspondence
 from peftport.porting.strategies.base import Job, strategies
+from peftport.porting.weights import HostFiles
 
 
 def apply_port(
@@ -29,6 +33,8 @@ def apply_port(
     task: Task | None = None,
     batch_size: int = 32,
     hosts: Correspondence | None = None,
+    source_folder: Path | None = None,
+    target_folder: Path | None = None,
 ) -> Module:
     """The module on the target host, as planned. Deterministic; ``module`` stays as it is.
 
@@ -40,6 +46,8 @@ def apply_port(
         task: how a text is rendered and cut.
         batch_size: texts a forward pass.
         hosts: instead of the four above: activations that serve several modules on this pair.
+        source_folder, target_folder: where the hosts lie, needed where ``plan.needs_weights`` and
+            no loaded host says it (``locate_host(ref).path``). No model is built from them.
 
     Returns:
         A module with the target's fingerprint. ``notes["ported"]`` says where it comes from, how
@@ -47,7 +55,7 @@ def apply_port(
         square of each site's effect relative to what it is added to.
 
     Raises:
-        InputError: texts or hosts are missing, or are not the plan's.
+        InputError: texts, hosts or folders are missing, or are not the plan's.
         RunError: the result is not finite.
     """
     if hosts is None and texts is not None and source is not None and target is not None:
@@ -62,8 +70,15 @@ def apply_port(
             "make a plan for it"
         )
     carrier = carrier_of(config.method)
-    job = Job(plan, module, state, carrier, hosts if plan.needs_texts else None)
-    carried = strategies.get(plan.strategy)().carry(job)
+    files = _files(plan, (source, source_folder), (target, target_folder))
+    seen = hosts if plan.needs_texts else None
+    first = Job(plan.carried or plan, module, state, carrier, seen, files, plan.options)
+    carried = strategies.get(plan.strategy)().carry(first)
+    job = replace(first, plan=plan)
+    if plan.carried is not None:
+        assert isinstance(plan.target_config, LoraConfig)
+        carried.state, facts = to_rank(carried.state, plan.target, plan.target_config)
+        carried.facts["rank"] = facts
     effects = _effects(job, carried.state)
     if plan.norm_match:
         carried.state = _norm_matched(carrier, carried.state, effects)
@@ -78,9 +93,11 @@ def apply_port(
         "layers": plan.layers,
         "layer_map": {stack: list(chosen) for stack, chosen in plan.layer_map.items()},
         "norm_match": plan.norm_match,
-        "texts": len(hosts.texts) if hosts is not None and plan.needs_texts else 0,
+        "texts": len(seen.texts) if seen is not None else 0,
         "head": plan.head,
         "norms": _norms(job, carried.state, effects),
+        **({"options": dict(plan.options)} if plan.options else {}),
+        **(seen.facts() if seen is not None else {}),
         **carried.facts,
     }
     return replace(
@@ -121,6 +138,27 @@ def _check(
                 f"the plan's {role} host is {spec.fingerprint[:12]}, the one given is "
                 f"{fingerprint[:12]}; make a plan for these hosts"
             )
+
+
+def _files(
+    plan: PortPlan, source: tuple[Host | None, Path | None], target: tuple[Host | None, Path | None]
+) -> tuple[HostFiles, HostFiles] | None:
+    """Both hosts' folders, where they are known. Raises InputError where needed ones are not."""
+    made: list[HostFiles] = []
+    for spec, role, (host, folder) in (
+        (plan.source, "source", source),
+        (plan.target, "target", target),
+    ):
+        if host is not None:
+            made.append(HostFiles(spec, host.path, known=True))
+        elif folder is not None:
+            made.append(HostFiles(spec, folder))
+        elif plan.needs_weights:
+            raise InputError(
+                f"strategy '{plan.strategy}' reads both hosts' weights, and the {role}'s folder is "
+                f"missing; give {role}_folder, or a loaded host"
+            )
+    return (made[0], made[1]) if len(made) == 2 else None
 
 
 def _effects(job: Job, state: State) -> dict[str, dict[str, tuple[float, float]]]:

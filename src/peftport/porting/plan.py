@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peftport.errors import HostMismatch, InputError, UnknownName
@@ -13,11 +13,14 @@ from peftport.hosts.families.base import families
 from peftport.hosts.spec import HostSpec, Site
 from peftport.methods.base import SHARED, MethodConfig, Module, method_of
 from peftport.porting.carriers.base import carrier_of
+from peftport.porting.layers import LAYER_RULES, LayerMap, depth_map, layers_by
+from peftport.porting.rank import at_rank
 from peftport.porting.strategies.base import strategies
 from peftport.porting.table import render
 
+__all__ = ["LAYER_RULES", "Move", "PortPlan", "Shape", "depth_map", "plan_port"]
+
 Shape = tuple[int, ...]
-LAYER_RULES = ("depth",)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class PortPlan:
         norm_match: whether each site's effect is scaled to its relative size in the source.
         needs_texts: whether unlabelled texts and both loaded hosts are needed.
         parameters_before, parameters_after: numbers of trained parameters, head included.
+        options: of the strategy, every one of them.
+        carried: the plan at the source's rank, which the strategy carries out before the update is
+            brought to the rank of this one; None where the rank stays.
     """
 
     strategy: str
@@ -66,6 +72,13 @@ class PortPlan:
     needs_texts: bool
     parameters_before: int
     parameters_after: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    carried: PortPlan | None = None
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether both hosts' folders are needed."""
+        return strategies.get(self.strategy).needs_weights
 
     @property
     def unused(self) -> dict[str, list[int]]:
@@ -97,24 +110,11 @@ class PortPlan:
             "head": {"how": self.head, "before": self.head_before, "after": self.head_after},
             "norm_match": self.norm_match,
             "needs_texts": self.needs_texts,
+            "needs_weights": self.needs_weights,
+            "options": dict(self.options),
             "parameters": {"before": self.parameters_before, "after": self.parameters_after},
         }
         return json.loads(json.dumps(facts))
-
-
-def depth_map(source: int, target: int) -> tuple[int, ...]:
-    """For every target layer the source layer at the same relative depth.
-
-    Layer i of L covers the stretch from i / L to (i + 1) / L of a stack; a target layer gets the
-    source layer whose middle is nearest to its own, the earlier of two equally near.
-
-    >>> depth_map(6, 3), depth_map(3, 6), depth_map(4, 4)
-    ((0, 2, 4), (0, 0, 1, 1, 2, 2), (0, 1, 2, 3))
-    """
-    # the middle (j + 1/2) / target lies at (2 j + 1) source / (2 target) - 1/2 in source layers;
-    # rounded half down, in integers: ceil(that - 1/2)
-    exact = ((2 * j + 1) * source - 2 * target for j in range(target))
-    return tuple(max(0, -((-numerator) // (2 * target))) for numerator in exact)
 
 
 def plan_port(
@@ -126,6 +126,9 @@ def plan_port(
     layers: str = "depth",
     norm_match: bool = False,
     have_texts: bool | None = None,
+    layer_map: LayerMap | None = None,
+    rank: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> PortPlan:
     """Decide a port, or say why it cannot be done. Nothing is computed and no weight is read.
 
@@ -134,18 +137,23 @@ def plan_port(
         target: the host it is to go to.
         module: what is to be ported.
         strategy: registered name.
-        layers: how layers correspond; ``depth`` is :func:`depth_map`.
+        layers: how layers correspond; ``depth`` is :func:`depth_map`, ``cka`` what
+            :func:`peftport.porting.layers.cka_layers` found.
         norm_match: scale each site's effect to the relative size that it has in the source.
         have_texts: whether unlabelled texts will be there; None: not known yet.
+        layer_map: the result of ``cka_layers`` for this pair, with ``layers="cka"``.
+        rank: of the ported lora; None: the source's.
+        options: of the strategy, where they are not to be what it uses otherwise.
 
     Raises:
-        UnknownName: no such strategy or layer rule.
+        UnknownName: no such strategy, layer rule or option.
         HostMismatch: the module does not belong to ``source``.
         InputError: sites that do not correspond, or what the strategy cannot do.
     """
     chosen = strategies.get(strategy)()
     if layers not in LAYER_RULES:
         raise UnknownName("layer rule", layers, LAYER_RULES)
+    chosen_options = _options(strategy, chosen.options, options or {})
     if module.fingerprint and module.fingerprint != source.fingerprint:
         raise HostMismatch(
             f"the module belongs to host {module.fingerprint[:12]} "
@@ -155,6 +163,7 @@ def plan_port(
     _check_families(source, target)
     config, state = method_of(module.config).finish(source, module.config, module.state)
     carrier = carrier_of(config.method)
+    reranked = None if rank is None else at_rank(config, rank)
     chosen.check(source, target, config)
     needs_texts = chosen.needs_texts or norm_match
     if needs_texts and have_texts is False:
@@ -173,14 +182,12 @@ def plan_port(
             f"('{target.family}', layers {dict(target.layers)}); choose a target that has "
             f"{', '.join(sorted({name.split('.', 2)[2] for name in state if '.' in name}))}"
         )
-    layer_map = {
-        stack: depth_map(source.layers[stack], target.layers[stack]) for stack in target.layers
-    }
+    chosen_layers = layers_by(layers, source, target, layer_map)
     shapes = method.shapes(target, target_config)
     before = {s: {n: tuple(t.shape) for n, t in ts.items()} for s, ts in state.items()}
     moves = []
     for site in sites:
-        name = _source_name(site, layer_map[site.stack])
+        name = _source_name(site, chosen_layers[site.stack])
         if name not in state:
             raise InputError(
                 f"target site '{site.name}' corresponds to source site '{name}', where the module "
@@ -190,14 +197,14 @@ def plan_port(
     head_before = {name: tuple(t.shape) for name, t in module.head.items()}
     head_after = _head_shapes(head_before, source, target)
     after = [*shapes.values(), head_after]
-    return PortPlan(
+    plan = PortPlan(
         strategy=strategy,
         source=source,
         target=target,
         config=config,
         target_config=target_config,
         layers=layers,
-        layer_map=layer_map,
+        layer_map=chosen_layers,
         moves=tuple(moves),
         shared={name: shapes[name] for name in shapes if name.split(".")[0] == SHARED},
         head=chosen.head if module.head else "none",
@@ -209,7 +216,36 @@ def plan_port(
             math.prod(s) for ts in [*before.values(), head_before] for s in ts.values()
         ),
         parameters_after=sum(math.prod(shape) for tensors in after for shape in tensors.values()),
+        options=chosen_options,
     )
+    return plan if reranked is None or reranked == config else _at_rank(plan, reranked)
+
+
+def _at_rank(plan: PortPlan, config: MethodConfig) -> PortPlan:
+    shapes = method_of(config).shapes(plan.target, config)
+    moves = tuple(replace(move, after=shapes[move.target]) for move in plan.moves)
+    after = [move.after for move in moves] + [plan.head_after]
+    return replace(
+        plan,
+        target_config=config,
+        moves=moves,
+        parameters_after=sum(math.prod(shape) for tensors in after for shape in tensors.values()),
+        carried=plan,
+    )
+
+
+def _options(strategy: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a strategy. Raises UnknownName, or InputError for a count below 1."""
+    for name, value in given.items():
+        if name not in known:
+            raise UnknownName(f"option of strategy '{strategy}'", name, known)
+        count = isinstance(known[name], int) and not isinstance(known[name], bool)
+        if count and (not isinstance(value, int) or value < 1):
+            raise InputError(
+                f"option '{name}' of strategy '{strategy}' must be a whole number >= 1, got "
+                f"{value!r}"
+            )
+    return {**known, **given}
 
 
 def _check_families(source: HostSpec, target: HostSpec) -> None:

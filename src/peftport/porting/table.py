@@ -15,7 +15,7 @@ def render(plan: PortPlan) -> str:
     texts = "yes" if plan.needs_texts else "no"
     facts = [
         ("method", _configs(plan)),
-        ("strategy", f"{plan.strategy} (unlabelled texts needed: {texts})"),
+        ("strategy", f"{plan.strategy} (unlabelled texts needed: {texts}{_more(plan)})"),
         ("source", _host(plan.source)),
         ("target", _host(plan.target)),
         ("layers", _layers(plan)),
@@ -35,6 +35,13 @@ def render(plan: PortPlan) -> str:
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     lines += [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
     return "\n".join(lines)
+
+
+def _more(plan: PortPlan) -> str:
+    """What else a strategy needs, and its options."""
+    parts = ["; hosts' weights read from their folders"] if plan.needs_weights else []
+    parts += [f"; {name} {value}" for name, value in plan.options.items()]
+    return "".join(parts)
 
 
 def _configs(plan: PortPlan) -> str:

@@ -44,11 +44,13 @@ class StrategyContract:
         same_host: largest relative difference of logits, in the Euclidean norm, after a port of a
             module to its own host. None: a port to the own host is not the identity.
         widths: whether hosts may differ in width, or in depth only.
+        methods: that the strategy carries; others must be refused in the plan.
     """
 
     strategy: ClassVar[str]
     same_host: ClassVar[float | None] = 1e-2
     widths: ClassVar[bool] = True
+    methods: ClassVar[tuple[str, ...]] = ("lora", "prefix", "bottleneck", "compacter")
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -103,6 +105,10 @@ class StrategyContract:
         source, target = host(family), host(f"{family}-other")
         module = some_module(source, method)
         before = module.digest
+        if method not in self.methods:
+            with pytest.raises(InputError, match=f"'{self.strategy}'.*{method}.*use --strategy"):
+                plan_port(source.spec, target.spec, module, strategy=self.strategy)
+            return
         plan = plan_port(source.spec, target.spec, module, strategy=self.strategy)
         ported = self.port(plan, module, seen(family, f"{family}-other"))
         assert module.digest == before
@@ -121,6 +127,7 @@ class StrategyContract:
     def test_own_host_is_the_identity(
         self, family: str, method: str, host: Any, seen: Any, texts: list[str]
     ) -> None:
+        self.skip_unless_carried(method)
         source = host(family)
         module = some_module(source, method)
         plan = plan_port(source.spec, source.spec, module, strategy=self.strategy)
@@ -137,7 +144,7 @@ class StrategyContract:
 
     def test_repeats_itself(self, host: Any, texts: list[str]) -> None:
         source, target = host("bert"), host("bert-other")
-        module = some_module(source, "compacter")
+        module = some_module(source, self.methods[-1])
         plan = plan_port(source.spec, target.spec, module, strategy=self.strategy)
         digests = {
             self.port(plan, module, Correspondence(source, target, texts[:60])).digest
@@ -163,6 +170,7 @@ class StrategyContract:
     def test_norm_match_keeps_the_relative_size_of_every_effect(
         self, family: str, method: str, host: Any, seen: Any
     ) -> None:
+        self.skip_unless_carried(method)
         source, target = host(family), host(f"{family}-other")
         module = some_module(source, method)
         plan = plan_port(source.spec, target.spec, module, strategy=self.strategy, norm_match=True)
@@ -183,12 +191,35 @@ class StrategyContract:
         module = some_module(source, "lora")
         plan = plan_port(source.spec, target.spec, module, strategy=self.strategy)
         if not plan.needs_texts:
-            assert apply_port(plan, module).fingerprint == target.spec.fingerprint
+            folders = {"source_folder": source.path, "target_folder": target.path}
+            ported = apply_port(plan, module, **folders)
+            assert ported.fingerprint == target.spec.fingerprint
+            if plan.needs_weights:
+                with pytest.raises(InputError, match="target_folder"):
+                    apply_port(plan, module, source_folder=source.path)
             return
         with pytest.raises(InputError, match="texts"):
             apply_port(plan, module, source=source, target=target)
         with pytest.raises(InputError, match="texts"):
             plan_port(source.spec, target.spec, module, strategy=self.strategy, have_texts=False)
+
+    def test_another_rank_at_the_end(self, host: Any, seen: Any) -> None:
+        if "lora" not in self.methods:
+            return
+        source, target = host("bert"), host("bert-other")
+        module = some_module(source, "lora")
+        for rank in (2, 5):
+            plan = plan_port(source.spec, target.spec, module, strategy=self.strategy, rank=rank)
+            ported = self.port(plan, module, seen("bert", "bert-other"))
+            check_shapes(ported, target.spec)
+            assert ported.size == plan.parameters_after
+            told = ported.notes["ported"]["rank"]
+            assert (told["from"], told["to"]) == (3, rank)
+            assert all((error < 1e-6) is (rank == 5) for error in told["error"].values())
+
+    def skip_unless_carried(self, method: str) -> None:
+        if method not in self.methods:
+            pytest.skip(f"'{self.strategy}' does not carry {method}")
 
     def port(self, plan: PortPlan, module: Module, hosts: Correspondence) -> Module:
         return apply_port(plan, module, hosts=hosts)

@@ -6,7 +6,7 @@ They prove code, never a claim: their weights are random.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,31 @@ WORDS = (
 ).split()
 
 
-def pico_tokenizer(folder: Path, words: Sequence[str] = WORDS, *, t5: bool = False) -> Any:
-    """A word-level tokenizer with letters as fallback; saved to ``folder``."""
+def pico_tokenizer(
+    folder: Path, words: Sequence[str] = WORDS, *, t5: bool = False, decoder: bool = False
+) -> Any:
+    """A word-level tokenizer with letters as fallback; saved to ``folder``. A decoder's starts
+    every text with its only special token and has no padding, as Llama's has."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<pad>", "</s>", "<unk>"] if t5 else ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    if t5 or decoder:
+        special = ["<pad>", "</s>", "<unk>"] if t5 else ["<s>", "<unk>"]
     letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     vocab = {w: i for i, w in enumerate(dict.fromkeys([*special, *words, *letters]))}
-    unk = "<unk>" if t5 else "[UNK]"
+    unk = "<unk>" if t5 or decoder else "[UNK]"
     raw = Tokenizer(models.WordLevel(vocab, unk_token=unk))
     raw.normalizer = normalizers.Lowercase()
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    if t5:
+    if decoder:
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
+        )
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=raw, bos_token="<s>", eos_token="<s>", unk_token="<unk>"
+        )
+    elif t5:
         raw.post_processor = processors.TemplateProcessing(
             single="$A </s>", special_tokens=[("</s>", vocab["</s>"])]
         )
@@ -77,6 +89,124 @@ def pico_bert(
         torch.manual_seed(seed)
         BertModel(config).save_pretrained(folder)
     return folder
+
+
+def pico_roberta(
+    folder: Path, seed: int = 0, *, d_model: int = 32, layers: int = 2, heads: int = 4
+) -> Path:
+    """A RoBERTa of random weights; its padding is token 0, so that positions start at 1."""
+    from transformers import RobertaConfig, RobertaModel
+
+    tokenizer = pico_tokenizer(folder)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=d_model,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=2 * d_model,
+        max_position_embeddings=96,
+        type_vocab_size=1,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _save(RobertaModel, config, folder, seed)
+
+
+def pico_distilbert(
+    folder: Path, seed: int = 0, *, d_model: int = 32, layers: int = 2, heads: int = 4
+) -> Path:
+    """A DistilBERT of random weights."""
+    from transformers import DistilBertConfig, DistilBertModel
+
+    tokenizer = pico_tokenizer(folder)
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer),
+        dim=d_model,
+        n_layers=layers,
+        n_heads=heads,
+        hidden_dim=2 * d_model,
+        max_position_embeddings=96,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _save(DistilBertModel, config, folder, seed)
+
+
+def pico_llama(
+    folder: Path,
+    seed: int = 0,
+    *,
+    d_model: int = 32,
+    d_kv: int = 12,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    kind: str = "llama",
+) -> Path:
+    """A Llama of random weights: shared keys and values, d_kv != d_model / heads, tied embeddings.
+
+    ``kind`` is any ``model_type`` of its layout whose config takes the same arguments (``mistral``,
+    ``qwen2``, ``qwen3``); Qwen 2 has biases and d_kv = d_model / heads.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = pico_tokenizer(folder, decoder=True)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer) + 8,  # Qwen's tokenizer class adds marks of its own
+        hidden_size=d_model,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=2 * d_model,
+        max_position_embeddings=96,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        **({} if kind == "qwen2" else {"head_dim": d_kv}),
+    )
+    return _save(AutoModelForCausalLM.from_config, config, folder, seed)
+
+
+def pico_gpt2(
+    folder: Path, seed: int = 0, *, d_model: int = 32, layers: int = 2, heads: int = 4
+) -> Path:
+    """A GPT-2 of random weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = pico_tokenizer(folder, decoder=True)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=d_model,
+        n_layer=layers,
+        n_head=heads,
+        n_inner=2 * d_model,
+        n_positions=96,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return _save(GPT2LMHeadModel, config, folder, seed)
+
+
+def _save(make: Callable[[Any], Any], config: Any, folder: Path, seed: int) -> Path:
+    """A model with every parameter drawn, so that no bias or norm is neutral, as a folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = make(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(folder)
+    return folder
+
+
+#: what a decoder is asked with, and its words: a leading space belongs to each
+PROMPT = "Review: {text} Sentiment:"
+ANSWERS = (" negative", " positive")
 
 
 def pico_t5(

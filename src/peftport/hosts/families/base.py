@@ -53,8 +53,16 @@ class Family(ABC):
     embedding_path: ClassVar[str]
     #: whether linear weights are stored [d_in, d_out] (GPT-2's Conv1D) instead of [d_out, d_in]
     transposed: ClassVar[bool] = False
-    #: whether a prefix's positions count as past tokens by default (see methods/prefix.py)
+    #: how a prefix's positions count by default: ``past`` or ``none`` (see methods/prefix.py)
     prefix_positions: ClassVar[str]
+    #: whether PEFT runs prefixes on it, in any release of transformers
+    peft_prefix: ClassVar[bool] = True
+    #: its stacks in order, the keys of ``HostSpec.layers``
+    stacks: ClassVar[tuple[str, ...]]
+    #: beginnings of body weights that checkpoints may carry and the task model does not read
+    unread_weights: ClassVar[tuple[str, ...]] = ()
+    #: whether a label word ends with the tokenizer's end marker (``word`` hosts)
+    ends_words: ClassVar[bool] = False
 
     @abstractmethod
     def describe(self, config: Any) -> HostSpec:
@@ -77,6 +85,10 @@ class Family(ABC):
         """Dotted path of the site's module below ``model.base_model``: the linear of q, k, v, o,
         up, gate, down; the attention of kv (it must call transformers' AttentionInterface); the
         block that adds to the residual stream of out."""
+
+    def adapter_path(self, spec: HostSpec, site: Site) -> str:
+        """Where AdapterHub keeps the adapter of an ``out`` site below ``model.base_model``."""
+        return self.module_path(spec, site)
 
     def columns(self, spec: HostSpec, site: Site) -> slice | None:
         """Output columns of the module at :meth:`module_path` that are the site's, where several
@@ -130,10 +142,10 @@ class Family(ABC):
         return None
 
     def shift_positions(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], by: int
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], by: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of the body's forward with every token ``by`` positions later, where positions
-        are absolute; unchanged elsewhere."""
+        are absolute or rotary; unchanged elsewhere."""
         return args, kwargs
 
     def relative_bias(
@@ -157,8 +169,9 @@ class Words:
     """Verbalisers of a ``word`` family: token ids of each class's label word.
 
     Attributes:
-        ids: for every class the token ids of its word, end marker included.
-        first: for every class the id that the first decoder step must prefer; all distinct.
+        ids: for every class the token ids of its word, with an end marker where the family's words
+            end with one.
+        first: for every class the id that decides; all distinct.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -196,3 +209,15 @@ def sites_of(
 ) -> list[Site]:
     """Sites of one block from (role, d_in, d_out) rows."""
     return [Site(stack, layer, block, role, d_in, d_out) for role, d_in, d_out in roles]  # type: ignore[arg-type]
+
+
+def later_positions(
+    args: tuple[Any, ...], kwargs: dict[str, Any], by: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a body's forward with explicit positions by, by + 1, ... unless it has some."""
+    ids = args[0] if args else kwargs.get("input_ids")
+    if ids is None:
+        ids = kwargs["inputs_embeds"][..., 0]
+    if kwargs.get("position_ids") is None:
+        kwargs["position_ids"] = torch.arange(by, by + ids.shape[1], device=ids.device)[None]
+    return args, kwargs

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftport.errors import InputError
-from peftport.hosts.families.base import Family, OutPoint, Words, families, sites_of
+from peftport.hosts.families.base import (
+    Family,
+    OutPoint,
+    Words,
+    families,
+    later_positions,
+    sites_of,
+)
 from peftport.hosts.packed.base import Program
 from peftport.hosts.packed.bert import PackedBert
 from peftport.hosts.spec import HostSpec, Site
@@ -44,7 +51,10 @@ class Bert(Family):
     decides_by = "class"
     embedding_path = "embeddings.word_embeddings"
     prefix_positions = "past"
+    stacks = ("encoder",)
 
+    #: the config's name for the inner width of the feed-forward
+    _d_ff = "intermediate_size"
     _LINEAR = {  # noqa: RUF012
         "self_attn.q": "attention.self.query",
         "self_attn.k": "attention.self.key",
@@ -55,7 +65,7 @@ class Bert(Family):
     }
 
     def describe(self, config: Any) -> HostSpec:
-        d, heads, d_ff = config.hidden_size, config.num_attention_heads, config.intermediate_size
+        d, heads, d_ff = config.hidden_size, config.num_attention_heads, getattr(config, self._d_ff)
         attention = [("q", d, d), ("k", d, d), ("v", d, d), ("kv", d, d), ("o", d, d)]
         feed_forward = [("up", d, d_ff), ("down", d_ff, d)]
         sites: list[Site] = []
@@ -112,14 +122,9 @@ class Bert(Family):
         return f"{layer}.{self._LINEAR[f'{site.block}.{site.role}']}"
 
     def shift_positions(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], by: int
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], by: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        ids = args[0] if args else kwargs.get("input_ids")
-        if ids is None:
-            ids = kwargs["inputs_embeds"][..., 0]
-        if kwargs.get("position_ids") is None:
-            kwargs["position_ids"] = torch.arange(by, by + ids.shape[1], device=ids.device)[None]
-        return args, kwargs
+        return later_positions(args, kwargs, by)
 
     def out_point(self, model: nn.Module, spec: HostSpec, site: Site) -> OutPoint:
         parent = self.submodule(model, spec, site)

@@ -31,6 +31,8 @@ class T5(Family):
     decides_by = "word"
     embedding_path = "shared"
     prefix_positions = "none"
+    stacks = ("encoder", "decoder")
+    ends_words = True
 
     _BLOCKS = {  # noqa: RUF012
         ("encoder", "self_attn"): (0, "SelfAttention"),

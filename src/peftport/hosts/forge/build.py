@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +14,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 from transformers import BertConfig, BertModel
-from transformers import __version__ as transformers_version
 
 from peftport.atomic import write_bytes, write_text
 from peftport.errors import InputError, UnknownName
@@ -25,9 +22,9 @@ from peftport.hosts.fingerprint import model_fingerprint
 from peftport.hosts.forge.corpus import Corpus, build_corpus, sentences
 from peftport.hosts.forge.cut import Cut, cut
 from peftport.hosts.forge.distance import encoder_distance
+from peftport.hosts.forge.facts import stage_facts
 from peftport.hosts.forge.heal import Healed, heal
 from peftport.hosts.forge.keep import load_cut, save_cut
-from peftport.hosts.forge.loop import StageLog
 from peftport.hosts.forge.recipes import (
     BASE_TUNED,
     LARGE_TUNED,
@@ -200,32 +197,9 @@ class Forge:
     def _facts(
         self, name: str, identity: str, recipes: dict[str, Any], result: Healed | Tuned
     ) -> dict[str, Any]:
-        log: StageLog = result.log
-        return {
-            "identity": identity,
-            "parent": packaged.PARENTS[name],
-            "quick": self.quick,
-            "recipe": recipes,
-            "corpus": {**self.corpus.counts(), "sha256": self.corpus.digest},
-            "losses": {
-                "first_window": log.losses[0],
-                "last_window": log.losses[-1],
-                "held_out_before": result.before,
-                "held_out_after": result.after,
-            },
-            "steps": log.steps,
-            "training_s": round(log.wall_s, 1),
-            "machine": {
-                "platform": f"{platform.system()} {platform.machine()}",
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers_version,
-            },
-        }
+        return stage_facts(
+            packaged.PARENTS[name], identity, self.quick, recipes, self.corpus, result
+        )
 
     def _write(self, name: str, made: Made) -> None:
         """The weights first, then the manifest that names them."""

@@ -66,9 +66,20 @@ _LOSS_WORDS: Mapping[str, str] = {
     "pooled": "MSE of pooled outputs / variance",
     "cosine": "1 - cosine of sentences",
     "variance": "variance of the parent's states",
+    "kl": "KL of the next token's distribution",
+    "hidden_share": "MSE of hidden states / variance",
+    "stream": "1 - cosine of residual streams",
     "masked": "masked language modelling",
     "next_sentence": "next-sentence choice",
     "next_sentence_accuracy": "next-sentence choice, accuracy",
+}
+
+_COLUMNS: Mapping[str, str] = {
+    "held_out_before": "held-out before",
+    "held_out_fitted": "held-out fitted",
+    "held_out_after": "held-out after",
+    "first_window": "training, first window",
+    "last_window": "training, last window",
 }
 
 
@@ -153,7 +164,7 @@ def _making(name: str, facts: Mapping[str, Any]) -> list[str]:
         "## How it was made",
         f"From `{facts['parent']}` by `make hosts`. "
         + (_CUTTING if name == packaged.BASE else _TUNING),
-        "\n".join(["| setting | value |", "|---|---|", *_settings(facts["recipe"])]),
+        "\n".join(["| setting | value |", "|---|---|", *settings_rows(facts["recipe"])]),
         f"{facts['steps']:,} steps in {facts['training_s'] / 60:.1f} minutes of wall time"
         f" ({each:.2f} s a step, whatever else the machine was doing), {machine['threads']} of"
         f" {machine['cores']} cores, {machine['platform']}; Python {versions['python']}, torch"
@@ -166,28 +177,30 @@ def _making(name: str, facts: Mapping[str, Any]) -> list[str]:
         " of the validation or test split, or Rotten Tomatoes text of any split; no such text is"
         f" in the corpus. Digest of the corpus: `{corpus['sha256'][:16]}`.",
         "## Losses",
-        _loss_table(facts["losses"]),
+        loss_table(facts["losses"]),
         "## Distance",
         _distance(facts),
     ]
 
 
-def _settings(recipe: Mapping[str, Any], prefix: str = "") -> list[str]:
+def settings_rows(recipe: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """A recipe as rows of a Markdown table."""
     rows = []
     for key, value in recipe.items():
         if isinstance(value, Mapping):
-            rows += _settings(value, f"{prefix}{key}.")
+            rows += settings_rows(value, f"{prefix}{key}.")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value}"
             rows.append(f"| {prefix}{key} | {shown} |")
     return rows
 
 
-def _loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
-    columns = ("held_out_before", "held_out_after", "first_window", "last_window")
+def loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
+    """Held-out losses before and after, and those of training, as Markdown."""
+    columns = [column for column in _COLUMNS if column in losses]
     rows = [
-        "| | held-out before | held-out after | training, first window | training, last window |",
-        "|---|---|---|---|---|",
+        f"| | {' | '.join(_COLUMNS[column] for column in columns)} |",
+        "|---" * (len(columns) + 1) + "|",
     ]
     for key in (key for key in _LOSS_WORDS if key in losses["held_out_before"]):
         cells = " | ".join(f"{losses[column][key]:.4f}" for column in columns)

@@ -35,6 +35,7 @@ def heal(
     recipe: HealRecipe,
     checkpoint: Path,
     identity: str,
+    title: str = "minilm-base",
 ) -> Healed:
     """Train every tensor of ``cut.student`` but the embedding tables, in place.
 
@@ -43,6 +44,7 @@ def heal(
         cut: what :func:`~peftport.hosts.forge.cut.cut` returned.
         train, held_out: sentences.
         checkpoint, identity: see :func:`~peftport.hosts.forge.loop.train_stage`.
+        title: shown beside the progress.
     """
     rows = [words.single(ids, recipe.max_tokens) for ids in words.encode(train)]
     kept = [words.single(ids, recipe.max_tokens) for ids in words.encode(held_out)]
@@ -71,7 +73,7 @@ def heal(
     for name, p in cut.student.named_parameters():
         p.requires_grad_(name in trained)
     log = train_stage(
-        "minilm-base",
+        title,
         trained,
         dict.fromkeys(trained, schedule.lr),
         schedule,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+Item = TypeVar("Item")
 CLS, SEP, MASK, PAD = "[CLS]", "[SEP]", "[MASK]", "[PAD]"
 
 
@@ -30,9 +32,29 @@ class Words:
         found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
+    def located(self, texts: Sequence[str]) -> list[tuple[list[int], dict[int, int]]]:
+        """Token ids without special tokens; and by the character where a word ends, the position
+        of the word's last token."""
+        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        result = []
+        for encoding in found:
+            last = {word: i for i, word in enumerate(encoding.word_ids)}
+            ends = {encoding.offsets[i][1]: i for i in last.values()}
+            result.append((encoding.ids, ends))
+        return result
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token to id."""
+        return dict(self._tokenizer.get_vocab())
+
     def single(self, ids: list[int], max_tokens: int) -> list[int]:
         """[CLS] a [SEP], cut to ``max_tokens`` in all."""
         return [self.cls, *ids[: max_tokens - 2], self.sep]
+
+
+def some(items: Sequence[Item], count: int) -> list[Item]:
+    """``count`` of the items, evenly out of all of them."""
+    return list(items[:: max(1, len(items) // count)][:count])
 
 
 def pad_batch(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

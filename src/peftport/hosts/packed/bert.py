@@ -41,13 +41,15 @@ class PackedBert(Program):
     Args:
         model: BertForSequenceClassification, frozen, in eval mode.
         spec: its spec.
-        pooled: the head reads the pooler; else the mean over a text's tokens.
+        pooled: the head reads the first token; else the mean over a text's tokens.
+        offset: position of the first token.
     """
 
-    def __init__(self, model: Any, spec: HostSpec, *, pooled: bool) -> None:
+    def __init__(self, model: Any, spec: HostSpec, *, pooled: bool, offset: int = 0) -> None:
         base = model.base_model
         self._embeddings = base.embeddings
-        self._pooler: Any = base.pooler if pooled else None
+        self._pooled, self._offset = pooled, offset
+        self._pooler: Any = getattr(base, "pooler", None) if pooled else None
         count = len(base.encoder.layer)
         self._layers = [
             _Layer(layer, first_only=pooled and i == count - 1)
@@ -100,11 +102,9 @@ class PackedBert(Program):
             x, here = self._feed_forward(layer, f"encoder.{i}.ff", x, acts, here, texts)
         if here is not texts:
             x = _copies(x, texts)
-        if self._pooler is not None:
-            pooled: Tensor = torch.tanh(
-                F.linear(x, self._pooler.dense.weight, self._pooler.dense.bias)
-            )
-            return pooled
+        if self._pooled:
+            dense = self._pooler and self._pooler.dense  # RoBERTa has none: its head pools
+            return torch.tanh(F.linear(x, dense.weight, dense.bias)) if dense is not None else x
         means = [
             x[g.start : g.start + g.size * g.length].view(g.size, g.length, -1).mean(1)
             for g in texts.groups
@@ -137,7 +137,7 @@ class PackedBert(Program):
         x = (
             x
             + own.token_type_embeddings.weight[0]
-            + own.position_embeddings(texts.positions + shift)
+            + own.position_embeddings(texts.positions + self._offset + shift)
         )
         made: Tensor = own.LayerNorm(x)
         return made

@@ -13,7 +13,7 @@ from torch import Tensor
 from peftport.errors import InputError
 from peftport.hosts.spec import HostSpec, Site
 from peftport.methods.base import MethodConfig, State
-from peftport.porting.maps import Affine
+from peftport.porting.maps import Affine, Moments
 from peftport.porting.spaces import Pair, Space
 from peftport.registry import Registry
 
@@ -75,10 +75,70 @@ class Carried:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a site does, as far as it can be fitted.
+
+    Attributes:
+        read: what its parameters read.
+        write: the space that what they add ends up in.
+    """
+
+    read: Space
+    write: Space
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a site should add.
+
+    Attributes:
+        x: what it reads, [N, d_in].
+        y: what it should add there, [N, d_out], float64.
+        held: which points are held out to choose a strength, [N].
+    """
+
+    x: Tensor
+    y: Tensor
+    held: Tensor
+
+    def moments(self, x: Tensor) -> tuple[Moments, Moments]:
+        """Of (x, y) on the points to fit on, and on those that are held out."""
+        made = []
+        for rows in (~self.held, self.held):
+            made.append(Moments(x.shape[1], self.y.shape[1]))
+            made[-1].add(x[rows], self.y[rows])
+        return made[0], made[1]
+
+
 class Carrier(ABC):
-    """What a method's parameters mean in the coordinates of a host."""
+    """What a method's parameters mean in the coordinates of a host.
+
+    Attributes:
+        name: of the method.
+        rate: learning rate at which its modules are usually trained.
+    """
 
     name: ClassVar[str]
+    rate: ClassVar[float] = 1e-3
+
+    def answers(self, spec: HostSpec, config: Any) -> dict[str, Answer]:
+        """Sites whose effect can be fitted in closed form, in the host's order, by name; the
+        module's other sites then stay without effect. Empty where a method has no such sites."""
+        return {}
+
+    def fitted(
+        self, config: Any, state: State, site: str, wanted: Wanted
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """A site's tensors so that it adds what is wanted, and how well held-out points are met.
+
+        Args:
+            config: of the module on the target.
+            state: of the module on the target; what is not fitted is taken from it.
+            site: name.
+            wanted: points.
+        """
+        raise NotImplementedError(f"{self.name} has no sites to fit")
 
     def resize(self, config: Any, source: HostSpec, target: HostSpec) -> MethodConfig:
         """The config of the module on the target: the same inner size (rank, prefix length,

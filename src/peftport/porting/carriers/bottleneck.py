@@ -11,18 +11,21 @@ from torch import Tensor
 
 from peftport.hosts.spec import HostSpec, Site
 from peftport.methods.base import State, method_of
-from peftport.methods.bottleneck import Bottleneck, BottleneckConfig
+from peftport.methods.bottleneck import ACTIVATIONS, Bottleneck, BottleneckConfig
 from peftport.porting.carriers.base import (
+    Answer,
     Carried,
     Carrier,
     Link,
     Maps,
+    Wanted,
     carriers,
     cast_like,
     doubles,
     ratio,
     rms,
 )
+from peftport.porting.maps import fit
 from peftport.porting.spaces import Pair, Space
 
 
@@ -52,6 +55,31 @@ class BottleneckCarrier(Carrier):
     def spaces(self, spec: HostSpec, site: Site, config: BottleneckConfig) -> dict[str, Space]:
         read = Space("normed" if config.norm_first else "block", site.name)
         return {"read": read, "write": Space("stream", site.name)}
+
+    def answers(self, spec: HostSpec, config: BottleneckConfig) -> dict[str, Answer]:
+        """Every site: what it adds ends up in the residual stream."""
+        found: dict[str, Answer] = {}
+        for site in method_of(config).sites(spec, config):
+            spaces = self.spaces(spec, site, config)
+            found[site.name] = Answer(spaces["read"], spaces["write"])
+        return found
+
+    def fitted(
+        self, config: Any, state: State, site: str, wanted: Wanted
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The down-projection stays as it was carried; up and its bias by ridge regression of what
+        is wanted on the hidden units that it gives."""
+        own = state[site]
+        hidden = self.hidden(config, state, site, wanted.x)  # [N, b]
+        affine, strength, held_out = fit(*wanted.moments(hidden))
+        made = {**own, "up": affine.weight.T, "up_bias": affine.bias}
+        return cast_like(made, own), {"strength": strength, "held_out": held_out}
+
+    def hidden(self, config: Any, state: State, site: str, x: Tensor) -> Tensor:
+        """x [N, d] -> f(down(x)) [N, b], float64"""
+        down, _ = self._matrices(config, state, site)
+        bias = state[site]["down_bias"].double()
+        return ACTIVATIONS[config.activation](x.double() @ down.T + bias)
 
     def carry(
         self,

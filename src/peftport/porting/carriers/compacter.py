@@ -12,9 +12,18 @@ from peftport.hosts.spec import HostSpec
 from peftport.methods.base import SHARED, State
 from peftport.methods.bottleneck import ACTIVATIONS
 from peftport.methods.compacter import CompacterConfig
-from peftport.porting.carriers.base import Carried, Link, Maps, carriers, cast_like, doubles
+from peftport.porting.carriers.base import (
+    Carried,
+    Link,
+    Maps,
+    Wanted,
+    carriers,
+    cast_like,
+    doubles,
+)
 from peftport.porting.carriers.bottleneck import BottleneckCarrier, moved
 from peftport.porting.kronecker import Dense, factorise
+from peftport.porting.maps import Moments, fit
 from peftport.porting.spaces import Pair
 
 
@@ -27,6 +36,33 @@ class CompacterCarrier(BottleneckCarrier):
     """
 
     name = "compacter"
+    rate = 3e-3
+
+    def fitted(
+        self, config: Any, state: State, site: str, wanted: Wanted
+    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Of up = sum_i kron(rule_i, left_i right_i) the rule and left stay; right and the bias are
+        a least-squares problem with n unknowns per coordinate."""
+        rule = state[SHARED]["rule"].double()  # [n, n, n]
+        own = state[site]
+        left = own["up_left"].double()  # [n, b / n, 1]
+        n = len(rule)
+        hidden = self.hidden(config, state, site, wanted.x)  # [N, b]
+        narrow = hidden.unflatten(1, (n, -1)) @ left[..., 0].T  # [N, n (rows of the rule), n (i)]
+        g = torch.einsum("nai,iab->nbi", narrow, rule)  # [N, n (columns of the rule), i]
+        d = wanted.y.shape[1]
+        y = wanted.y.unflatten(1, (n, -1))  # [N, n, d / n]
+        mean_g, mean_y = g[~wanted.held].mean(0), y[~wanted.held].mean(0)
+        g, y = g - mean_g, y - mean_y
+        moments = []
+        for rows in (~wanted.held, wanted.held):
+            moments.append(Moments(n, d // n))
+            moments[-1].add(g[rows].flatten(0, 1), y[rows].flatten(0, 1))
+        affine, strength, held_out = fit(*moments, intercept=False)
+        right = affine.weight  # [i, d / n]
+        bias = (mean_y - mean_g @ right).flatten()  # [d]
+        made = {**own, "up_right": right[:, None], "up_bias": bias}
+        return cast_like(made, own), {"strength": strength, "held_out": held_out}
 
     def resize(self, config: Any, source: HostSpec, target: HostSpec) -> CompacterConfig:
         """The same bottleneck width. Raises InputError where n does not divide the new d_model."""

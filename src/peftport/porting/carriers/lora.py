@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from peftport.hosts.spec import HostSpec, Site
 from peftport.methods.base import State
 from peftport.methods.lora import Lora, LoraConfig
 from peftport.porting.carriers.base import (
+    Answer,
     Carried,
     Carrier,
     Link,
     Maps,
+    Wanted,
     carriers,
     cast_like,
     doubles,
@@ -21,6 +25,7 @@ from peftport.porting.carriers.base import (
     ratio,
     rms,
 )
+from peftport.porting.regression import reduced_rank
 from peftport.porting.spaces import Pair, Space
 
 
@@ -31,6 +36,40 @@ class LoraCarrier(Carrier):
     """
 
     name = "lora"
+
+    def answers(self, spec: HostSpec, config: LoraConfig) -> dict[str, Answer]:
+        """In every block the linear layers that write to the residual stream, where the module has
+        them; else the values, whose update reaches the stream most directly; else whatever there
+        is. The others stay without effect, with A as it was carried."""
+        blocks: dict[tuple[str, int, str], list[Site]] = {}
+        for site in Lora().sites(spec, config):
+            blocks.setdefault((site.stack, site.layer, site.block), []).append(site)
+        found: dict[str, Answer] = {}
+        for (stack, layer, block), sites in blocks.items():
+            roles = {site.role for site in sites}
+            best = next((r for r in ("o", "down", "v") if r in roles), None)
+            for site in sites:
+                if best is None or site.role == best:
+                    read = Space("in", input_site(spec, site).name)
+                    write = Space("out", site.name)
+                    if best in ("o", "down"):
+                        write = Space("stream", f"{stack}.{layer}.{block}.out")
+                    found[site.name] = Answer(read, write)
+        return found
+
+    def fitted(
+        self, config: LoraConfig, state: State, site: str, wanted: Wanted
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Reduced-rank regression of what is wanted on the input, through the origin. The rows of
+        A get the norm that they have at the start of a training."""
+        low = reduced_rank(*wanted.moments(wanted.x), config.r, intercept=False)
+        own = state[site]
+        a, b = torch.zeros_like(own["A"]), torch.zeros_like(own["B"])
+        norms = low.read.norm(dim=0).clamp(min=1e-12) * math.sqrt(3)  # [r]
+        r = len(norms)
+        a[:r] = (low.read / norms).T
+        b[:, :r] = (low.write.T * norms) / config.scale
+        return {"A": a, "B": b}, {"strength": low.strength, "held_out": low.held_out}
 
     def spaces(self, spec: HostSpec, site: Site, config: LoraConfig) -> dict[str, Space]:
         return {"read": Space("in", input_site(spec, site).name), "write": Space("out", site.name)}
@@ -53,7 +92,9 @@ class LoraCarrier(Carrier):
 
     def size(self, config: LoraConfig, state: State, site: str) -> float:
         own = doubles(state[site])
-        return float((own["B"] @ own["A"]).norm()) * config.scale
+        # |B A|^2 = tr(B^T B A A^T), without the d_out x d_in product
+        square = ((own["B"].T @ own["B"]) * (own["A"] @ own["A"].T)).sum()
+        return float(square.clamp(min=0).sqrt()) * config.scale
 
     def effects(
         self, config: LoraConfig, state: State, site: str, points: Mapping[str, Tensor]

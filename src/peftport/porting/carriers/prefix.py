@@ -30,6 +30,7 @@ class PrefixCarrier(Carrier):
     heads together, so that another number of heads is no obstacle); values likewise."""
 
     name = "prefix"
+    rate = 1e-2
 
     def spaces(self, spec: HostSpec, site: Site, config: PrefixConfig) -> dict[str, Space]:
         return {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig, Module, State
 from peftport.porting.carriers.base import Carried, Carrier, Link, Maps, cast_like
 from peftport.porting.spaces import Correspondence, Pair, Space
+from peftport.porting.weights import HostFiles
 from peftport.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class Job:
         state: parameters to carry, by source site.
         carrier: what the method's parameters mean.
         hosts: both hosts on unlabelled texts; None for a strategy that needs neither.
+        files: both hosts' weights by name, where their folders are known.
+        options: the strategy's, every one of them.
     """
 
     plan: PortPlan
@@ -39,6 +43,8 @@ class Job:
     state: State
     carrier: Carrier
     hosts: Correspondence | None
+    files: tuple[HostFiles, HostFiles] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def links(self) -> list[tuple[Link, Mapping[str, Pair]]]:
@@ -64,13 +70,17 @@ class Strategy(ABC):
         name: registered name.
         reference_url: where the idea is described.
         needs_texts: whether unlabelled texts and both loaded hosts are needed.
+        needs_weights: whether both hosts' folders are needed, to read single weights from.
         head: what happens to a classification head, as one word for tables.
+        options: what can be chosen, by name, with the values that are used otherwise.
     """
 
     name: ClassVar[str]
     reference_url: ClassVar[str]
     needs_texts: ClassVar[bool]
+    needs_weights: ClassVar[bool] = False
     head: ClassVar[str]
+    options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @abstractmethod
     def check(self, source: HostSpec, target: HostSpec, config: MethodConfig) -> None:
@@ -144,6 +154,24 @@ def need_hosts(job: Job) -> Correspondence:
             "give a few hundred with --texts, or use --strategy pad"
         )
     return job.hosts
+
+
+def need_files(job: Job) -> tuple[HostFiles, HostFiles]:
+    if job.files is None:
+        raise InputError(
+            f"strategy '{job.plan.strategy}' reads both hosts' weights from their folders, got "
+            "none; give source_folder and target_folder, or loaded hosts"
+        )
+    return job.files
+
+
+def only_for(strategy: str, methods: Sequence[str], config: MethodConfig) -> None:
+    """Raises InputError where a strategy is not made for the module's method."""
+    if config.method not in methods:
+        raise InputError(
+            f"strategy '{strategy}' carries {' and '.join(methods)} only, the module is "
+            f"{config.method}; use --strategy ridge (with --texts) or --strategy embedding"
+        )
 
 
 def head_pairs(head: Sequence[str] | Mapping[str, Tensor]) -> list[Pair]:

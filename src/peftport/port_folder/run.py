@@ -1,0 +1,222 @@
+"""Carry a prepared port out and write the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peftport.errors import InputError
+from peftport.formats import library_for, save_module
+from peftport.hosts.load import Host, load_host
+from peftport.methods.base import Module
+from peftport.port_folder.card import port_card
+from peftport.port_folder.hosts import Named
+from peftport.port_folder.prepare import AUTO, Prepared, prepare
+from peftport.port_folder.texts import COLUMN, COUNT, read_texts, unlike
+from peftport.porting import Correspondence, PortPlan, apply_port, cka_layers
+
+Progress = Callable[[int, int], None]
+
+#: notes that hold for the module on any host; the others are about its source
+_TRAVEL = ("task", "head", "classes")
+
+
+@dataclass(frozen=True)
+class Ported:
+    """What :func:`port` made.
+
+    Attributes:
+        module: the module on the target host.
+        folder: where it was written.
+        prepared: source, target, task and why this strategy.
+        plan: what went where.
+        library: whose format the folder is in.
+        remark: why it is not in the source's format; empty where it is.
+    """
+
+    module: Module
+    folder: Path
+    prepared: Prepared
+    plan: PortPlan
+    library: str
+    remark: str
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """How it was made and what was measured, as in ``peftport.json``."""
+        facts: Mapping[str, Any] = self.module.notes["ported"]
+        return facts
+
+    @property
+    def growth(self) -> float | None:
+        """How many times larger the effect of the site that grew most is, relative to what it is
+        added to, than on the source; None where no effect was measured."""
+        ratios = [
+            row["effect_ported"][part] / before
+            for row in self.facts["norms"].values()
+            for part, before in row.get("effect_source", {}).items()
+            if before > 0
+        ]
+        return max(ratios, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.prepared.to_json(),
+            "plan": self.plan.to_json(),
+            "folder": str(self.folder),
+            "written_as": self.library,
+            "remark": self.remark,
+            "ported": dict(self.facts),
+        }
+
+
+def port(
+    adapter: str | Path,
+    target: str,
+    output: str | Path,
+    *,
+    source: str | None = None,
+    strategy: str = AUTO,
+    texts: str | Sequence[str] | None = None,
+    text_column: str = COLUMN,
+    text_count: int = COUNT,
+    layers: str = "depth",
+    rank: int | None = None,
+    norm_match: bool = False,
+    options: Mapping[str, Any] | None = None,
+    task: Mapping[str, Any] | None = None,
+    base_model: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Ported:
+    """Port an adapter's folder to another host and write the result as a folder.
+
+    Args:
+        adapter: folder of PEFT, AdapterHub or peftport, or a Hub id with revision.
+        target: host by packaged name, folder, or Hub id with revision.
+        output: a new folder.
+        source: the adapter's own host; None: what its folder says.
+        strategy: a registered name, or ``auto``.
+        texts: unlabelled texts, or where they are: a file with one text a line, a table, a
+            dataset. Labels are never looked at.
+        text_column: column of the texts in a table.
+        text_count: how many different texts are used at most, the first ones.
+        layers: how layers correspond: by relative ``depth``, or by ``cka`` on the texts.
+        rank: inner size of the result; None: the source's.
+        norm_match: scale each site's effect to the relative size that it has in the source.
+        options: of the strategy, where they are not to be its own.
+        task: template, verbalisers, max_tokens where the adapter does not record them.
+        base_model: how the folder names its host; None: ``target`` without its revision.
+        overwrite: replace a folder that peftport wrote.
+        progress: called with (texts done, texts).
+
+    Returns:
+        :class:`Ported`. The result is deterministic.
+
+    Raises:
+        InputError: anything given that cannot be used; nothing is written then.
+        HostMismatch: the adapter was not trained on ``source``.
+        RunError: the result is not finite.
+    """
+    prepared = prepare(
+        adapter,
+        target,
+        output,
+        source=source,
+        strategy=strategy,
+        texts=texts,
+        layers=layers,
+        rank=rank,
+        norm_match=norm_match,
+        options=options,
+        overwrite=overwrite,
+        task=task,
+    )
+    found: list[str] = []
+    if prepared.needs_texts and texts is not None:
+        if isinstance(texts, str):
+            found = read_texts(texts, column=text_column, count=text_count)
+        else:
+            found = unlike(texts, text_count, "texts")
+    return carry_out(prepared, found, base_model=base_model, overwrite=overwrite, progress=progress)
+
+
+def carry_out(
+    prepared: Prepared,
+    texts: Sequence[str] = (),
+    *,
+    base_model: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Ported:
+    """Port and write what was prepared with an output; as :func:`port`."""
+    assert prepared.output is not None, "prepare it with an output"
+    plan, module = prepared.plan, prepared.module
+    given: dict[str, Any] = {}
+    if prepared.needs_texts:
+        hosts = _hosts(prepared, texts, progress)
+        if prepared.layers == "cka":
+            plan = prepared.plan_with(cka_layers(hosts))
+        if plan.needs_texts:
+            given["hosts"] = hosts
+    if plan.needs_weights:
+        given["source_folder"] = prepared.source.folder
+        given["target_folder"] = prepared.target.folder
+    made = apply_port(plan, module, **given)
+    notes = {name: value for name, value in made.notes.items() if name in _TRAVEL}
+    notes["source_notes"] = {
+        name: value for name, value in module.notes.items() if name not in _TRAVEL
+    }
+    notes["ported"] = {
+        **made.notes["ported"],
+        "why": prepared.why,
+        "target": {
+            "host": prepared.target.name,
+            "revision": prepared.target.revision,
+            "fingerprint": prepared.target.spec.fingerprint,
+        },
+    }
+    made = replace(made, host=prepared.target.name, notes=notes)
+    library, reasons = library_for(made, prepared.target.spec)
+    remark = ""
+    if library != prepared.library:
+        because = "; ".join(reasons) or f"{library} runs it"
+        remark = f"written as a {library} folder, not as {prepared.library}: {because}"
+    name = base_model or prepared.target.library_name
+    card = port_card(prepared, plan, made, library, remark, name)
+    save_module(
+        made,
+        prepared.output,
+        spec=prepared.target.spec,
+        base_model=name,
+        overwrite=overwrite,
+        extra={"README.md": card},
+    )
+    return Ported(made, prepared.output, prepared, plan, library, remark)
+
+
+def _hosts(prepared: Prepared, texts: Sequence[str], progress: Progress | None) -> Correspondence:
+    """Both hosts loaded, with their activations on the texts to come."""
+    source, target = (_load(prepared, host) for host in (prepared.source, prepared.target))
+    return Correspondence(source, target, texts, prepared.task, progress=progress)
+
+
+def _load(prepared: Prepared, named: Named) -> Host:
+    module, task = prepared.module, prepared.task
+    words = None
+    if not module.head:  # an encoder without a head to port needs no pooler either
+        labels, head = 2, "mean"
+        words = task.verbalisers
+    else:
+        labels = min(t.shape[0] for t in module.head.values())
+        head = module.notes.get("head") or "pooler"
+    host = load_host(str(named.folder), labels=labels, head=head, verbalisers=words)
+    longest = getattr(host.model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and task.max_tokens > longest:
+        raise InputError(
+            f"host '{named.name}' reads at most {longest} tokens, the task asks for "
+            f"{task.max_tokens}; give --max-tokens {longest} or less"
+        )
+    return host
