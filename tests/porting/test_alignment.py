@@ -120,9 +120,10 @@ def test_decoder_positions_come_one_later(hosts, texts):
                 torch.testing.assert_close(x[rows == r][at], y[rows == r][at])
                 same += 1
     assert same > 30
-    read = [(r, i) for r, row in enumerate(seen.aligned.couples) for i, _ in row]
-    at, i = torch.tensor(read).unbind(1)
+    read = [(r, i, j) for r, row in enumerate(seen.aligned.couples) for i, j in row]
+    at, i, j = torch.tensor(read).unbind(1)
     torch.testing.assert_close(batch.points(cross)[0], batch.xs[cross.source][at, i])
+    torch.testing.assert_close(batch.points(cross)[1], batch.ys[cross.target][at, j])
 
 
 def test_one_tokenizer_is_encoded_as_ever(hosts, texts):

@@ -12,8 +12,9 @@ from peftport.data.tasks import Task, encode
 from peftport.errors import HostMismatch, InputError, UnknownName
 from peftport.methods.lora import LoraConfig
 from peftport.porting import apply_port, plan_port
+from peftport.porting.spaces import Pair, Space
 from peftport.porting.strategies.heads import _Attention, match_heads, similarity
-from peftport.porting.tokens import MIN_TOKENS, per_query_head
+from peftport.porting.tokens import MIN_TOKENS, TokenMaps, per_query_head
 from peftport.porting.weights import HostFiles, plain_tokens
 from peftport.testing.contracts_strategy import some_module
 from peftport.train.evaluate import class_scores
@@ -64,17 +65,30 @@ def test_effect_is_recovered_in_other_coordinates(strategy, method, twins, hosts
     assert distance(given, logits(source, module, texts[:40])) < EXACT
 
 
-@pytest.mark.parametrize("strategy", ["embedding", "heads"])
-def test_every_projection_of_an_attention(strategy, hosts, texts):
+@pytest.mark.parametrize(
+    ("strategy", "role"),
+    [("embedding", role) for role in ("q", "k", "v", "up", "gate")]
+    + [("heads", role) for role in ("q", "k", "v", "o")],
+)
+def test_every_projection(strategy, role, hosts, texts):
     source, target = hosts("llama"), hosts("llama-shuffled")
-    roles = ("q", "k", "v", "o")
-    if strategy == "embedding":
-        roles += ("up", "gate")
-    module = all_linears(source, roles)
+    module = all_linears(source, (role,))
     there = ported(source, target, module, strategy)
     expected = logits(source, module, texts[:40])
-    assert distance(logits(source, None, texts[:40]), expected) > 0.05
+    assert distance(logits(source, None, texts[:40]), expected) > 0.02
     assert distance(logits(target, there, texts[:40]), expected) < EXACT
+
+
+def test_zero_goes_to_zero_behind_a_bias(hosts):
+    """What a layer says to no input at all is its bias, on either host."""
+    files = [HostFiles(h.spec, h.path, known=True) for h in map(hosts, ("bert", "bert-wide"))]
+    space = Space("out", "encoder.1.self_attn.v")
+    ours, theirs = (f.bias(f.spec.site(space.site)).double() for f in files)
+    maps = TokenMaps(*files, tokens=1000)
+    assert float(ours.norm()) > 0.1
+    torch.testing.assert_close(maps.write(Pair(space, space))(ours), theirs)
+    torch.testing.assert_close(maps.read(Pair(space, space))(theirs), ours)
+    assert not maps.read(Pair(space, space), intercept=False).bias.any()
 
 
 def all_linears(host, roles):
@@ -89,8 +103,8 @@ def all_linears(host, roles):
         a = 0.2 * torch.randn(3, site.d_in, generator=rng)
         if site.role == "o":
             v = files.linear(host.spec.site(site.name[:-1] + "v"))
-            inner = per_query_head(host.spec, v).T  # what o can meet: [d_model, heads * d_kv]
-            a = 0.05 * torch.randn(3, len(inner), generator=rng) @ inner
+            heads = per_query_head(host.spec, v).split(host.spec.d_kv)  # [d_kv, d_model] each
+            a = 0.3 * torch.cat([torch.randn(3, len(h.T), generator=rng) @ h.T for h in heads], 1)
         state[site.name] = {"A": a, "B": b}
     base = some_module(host, "lora")
     return replace(base, config=config, state=state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from peftport.hosts.load import Host
 from peftport.methods.attach import attach
 from peftport.methods.base import Module
 from peftport.porting.spaces import Correspondence, is_held, is_late, later
-from peftport.porting.taps import Space, run_plain, tapped
+from peftport.porting.taps import Enough, Space, run_plain, tapped
 
 Side = Literal["source", "target"]
 #: what a recording may take of memory, in bytes; fewer texts are read where it would take more
@@ -53,10 +53,12 @@ class Recorder:
         host = self._host(side)
         wanted = sorted(set(spaces))
         found: dict[Space, list[Tensor]] = {space: [] for space in wanted}
-        with _at_work(host, module), tapped(host, wanted) as seen:
+        with _at_work(host, module), tapped(host, wanted, stop=True) as seen:
             for texts in self._batches():
                 batch = self._encoded(side).batch(texts, host.pad_id)
-                run_plain(host, batch)
+                seen.clear()
+                with suppress(Enough):
+                    run_plain(host, batch)
                 real = batch["attention_mask"].bool()
                 for space in wanted:
                     found[space].append(self._kept(side, space, seen[space], texts, real))

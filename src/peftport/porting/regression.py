@@ -10,6 +10,9 @@ from torch import Tensor
 
 from peftport.porting.maps import STRENGTHS, Affine, Moments, residual, ridge
 
+#: how much larger than the least a held-out error may be
+SLACK = 1.01
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -39,8 +42,9 @@ def reduced_rank(
     """The map of at most this rank that minimises |x M + c - y|^2 + lambda |M|^2.
 
     With W the ridge solution and G the Gram matrix of x, the minimiser is W V V^T where V holds the
-    leading eigenvectors of W^T (G + lambda) W. The strength is the one that predicts held-out
-    points best, at this rank.
+    leading eigenvectors of W^T (G + lambda) W. The strength is the largest whose error on held-out
+    points, at this rank, is within 1 % of the least: a smaller one leans on directions in which x
+    hardly varies, with weights so large that no training can start from them.
 
     Source: Izenman 1975, J. Multivariate Analysis 5; with a ridge, Mukherjee and Zhu 2011.
 
@@ -51,7 +55,8 @@ def reduced_rank(
     """
     maps = [(s, _project(train, s, rank, intercept)) for s in strengths]
     errors = [residual(held, _affine(train, *made, intercept)) for _, made in maps]
-    best = min(range(len(maps)), key=errors.__getitem__)
+    good = [i for i, error in enumerate(errors) if error <= SLACK * min(errors)]
+    best = max(good, key=lambda i: strengths[i])
     both = train + held
     read, write = _project(both, strengths[best], rank, intercept)
     bias = _affine(both, read, write, intercept).bias

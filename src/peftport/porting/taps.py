@@ -41,13 +41,37 @@ class Pair:
     target: Space
 
 
+class Enough(Exception):
+    """A forward pass has come to the last space that was asked for."""
+
+
+class _Until(dict[Space, Tensor]):
+    """Raises Enough when it holds so many entries."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    def __setitem__(self, space: Space, values: Tensor) -> None:
+        super().__setitem__(space, values)
+        if len(self) == self._count:
+            raise Enough
+
+
 @contextmanager
-def tapped(host: Host, spaces: Iterable[Space]) -> Iterator[dict[Space, Tensor]]:
+def tapped(
+    host: Host, spaces: Iterable[Space], *, stop: bool = False
+) -> Iterator[dict[Space, Tensor]]:
     """A dict that every forward pass of the host fills with the activations of ``spaces``:
-    [B, T, d], or [B, d] for ``head``."""
-    found: dict[Space, Tensor] = {}
+    [B, T, d], or [B, d] for ``head``.
+
+    Args:
+        stop: end a pass with :class:`Enough` when all are there; clear the dict before each.
+    """
+    wanted = sorted(set(spaces))
+    found: dict[Space, Tensor] = _Until(len(wanted)) if stop else {}
     handles = []
-    for space in sorted(set(spaces)):
+    for space in wanted:
         handles += _hooks(host, space, found)
     try:
         yield found
@@ -62,7 +86,11 @@ def _hooks(host: Host, space: Space, found: dict[Space, Tensor]) -> list[Any]:
         head = family.head_input(model)
         if head is None:
             raise InputError(f"host '{host.ref}' has no classification head")
-        return [head.register_forward_pre_hook(lambda _, a: found.update({space: a[0]}))]
+
+        def read(_: nn.Module, args: tuple[Any, ...]) -> None:
+            found[space] = args[0]
+
+        return [head.register_forward_pre_hook(read)]
     site = spec.site(space.site)
     if space.kind in ("in", "out"):
         linear = family.submodule(model, spec, site)

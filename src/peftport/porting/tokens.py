@@ -54,7 +54,8 @@ class TokenMaps(Maps):
 
     Residual stream (what q, k, v, up, gate read, what o, down and adapters write, the head):
     W = pinv(E_s) E_t. Outputs of q, k, v, up, gate: T = pinv(E_s W_s^T) E_t W_t^T with the layer's
-    own weights. Input of o: as the outputs of v, which it mixes, repeated for grouped queries.
+    own weights. Input of o: as the outputs of v, repeated for grouped queries; heads are not told
+    apart, so that what one head says can end up in another (strategy ``heads`` does tell them).
     Input of down: as the outputs of up, the activation left out. All from three matrices of
     moments, so that no token is pushed anywhere.
     """

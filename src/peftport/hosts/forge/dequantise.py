@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from peftport.atomic import write_text
+from peftport.atomic import write_bytes, write_text
 from peftport.errors import InputError
 from peftport.hosts import published
 from peftport.hosts.forge.facts import machine, versions
@@ -116,4 +116,4 @@ def llama_files(folder: Path, model: LlamaForCausalLM) -> None:
         for name, p in sorted(model.state_dict().items())
         if not (tied and name == "lm_head.weight")
     }
-    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    write_bytes(folder / WEIGHTS, save(weights, {"format": "pt"}))

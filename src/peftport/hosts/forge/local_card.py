@@ -56,6 +56,10 @@ _MAKING: Mapping[str, str] = {
         " embeddings, which are also the output layer, are frozen. No label is read."
     ),
 }
+_ONE_BUILD = (
+    " This card tells of one such build; on another machine, or with other threads, the weights"
+    " differ in their last digits, and so does the fingerprint."
+)
 _NOT_FOR = (
     "These hosts are small research objects for measuring what ported modules are worth."
     " They are not for production use, nor for languages other than English; like other text from"
@@ -84,8 +88,8 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
     parts = [
         f"# {name}",
         _ABOUT[name],
-        "It does not come with peftport: `make hosts-llm` builds it in the user's cache. This card"
-        " tells of one such build; on another machine the weights differ in their last digits.",
+        "It does not come with peftport: `make hosts-llm` builds it in the user's cache."
+        + ("" if "source" in facts else _ONE_BUILD),
     ]
     parts += _published(facts) if "source" in facts else _trained(name, facts)
     parts += [

@@ -73,7 +73,7 @@ class SiblingRecipe:
 
     layers: tuple[int, ...]
     schedule: Schedule
-    fitted: int = 400
+    fitted: int = 1000
     ridge: float = 1e-2
     texts: int = 20_000
     prompt: str = "Review: {text} Sentiment:"

@@ -28,7 +28,7 @@ from peftport.hosts.forge.text import pad_batch, some
 from peftport.hosts.load import quiet_transformers
 from peftport.hosts.published import WEIGHTS
 
-SIBLING = SiblingRecipe(evenly(20, 30), Schedule(60, 8, 2e-4, 6, seed=5))
+SIBLING = SiblingRecipe(evenly(20, 30), Schedule(150, 8, 2e-4, 10, seed=5))
 #: sentences that the check before and after healing classifies
 CHECKED = 200
 

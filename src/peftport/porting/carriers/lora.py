@@ -60,12 +60,14 @@ class LoraCarrier(Carrier):
     def fitted(
         self, config: LoraConfig, state: State, site: str, wanted: Wanted
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Reduced-rank regression of what is wanted on the input, through the origin. The rows of
-        A get the norm that they have at the start of a training."""
+        """Reduced-rank regression of what is wanted on the input, through the origin. A is scaled
+        so that what it reads varies as much as at the start of a training."""
         low = reduced_rank(*wanted.moments(wanted.x), config.r, intercept=False)
+        x = wanted.x.double()
+        fresh = rms(x) / math.sqrt(3)  # of A x, with A uniform in +-1 / sqrt(d_in)
         own = state[site]
         a, b = torch.zeros_like(own["A"]), torch.zeros_like(own["B"])
-        norms = low.read.norm(dim=0).clamp(min=1e-12) * math.sqrt(3)  # [r]
+        norms = (x @ low.read).square().mean(0).sqrt().clamp(min=1e-12) / max(fresh, 1e-12)  # [r]
         r = len(norms)
         a[:r] = (low.read / norms).T
         b[:, :r] = (low.write.T * norms) / config.scale

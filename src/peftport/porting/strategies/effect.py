@@ -49,11 +49,20 @@ class Effect(Strategy):
         """Any two hosts whose sites correspond, as for ``ridge``."""
 
     def carry(self, job: Job) -> Carried:
+        """Kept with the hosts, since ``distil`` starts from it."""
+        kept, plan = need_hosts(job).memo, job.plan
+        key = (self.name, job.module.digest, str(plan.layer_map), str(plan.target_config))
+        if key not in kept:
+            kept[key] = self._carry(job)
+        found: Carried = kept[key]
+        return Carried(dict(found.state), dict(found.head), dict(found.facts))
+
+    def _carry(self, job: Job) -> Carried:
         carried = Ridge().carry(job)
         fits = _fit_sites(job, carried)
         carried.facts["fits"] = fits
         if job.module.head:
-            head, facts = _fit_head(job, carried)
+            head, facts = fit_head(job, carried)
             carried.head, carried.facts["head_fit"] = head, facts
         return carried
 
@@ -134,7 +143,7 @@ def _partner(site: str, known: Mapping[str, Answer], ends: Mapping[str, Sequence
     return known[f"{stack}.{ends[stack][int(layer)]}.{rest}"]
 
 
-def _fit_head(job: Job, carried: Carried) -> tuple[dict[str, Tensor], dict[str, float]]:
+def fit_head(job: Job, carried: Carried) -> tuple[dict[str, Tensor], dict[str, float]]:
     """One linear layer, fitted to the source's logits on what the target's head reads; a head of
     several layers stays as it was carried."""
     weights = [name for name in carried.head if name.endswith("weight")]
