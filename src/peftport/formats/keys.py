@@ -10,6 +10,9 @@ from peftport.errors import InputError
 from peftport.hosts.families.base import Family, families
 from peftport.hosts.spec import HostSpec, Site
 
+#: a claim of more is no host's
+MOST_LAYERS = 10_000
+
 
 def family_for(spec: HostSpec) -> Family:
     return families.get(spec.family)()
@@ -58,6 +61,11 @@ def describe(facts: Mapping[str, Any], gated: bool) -> HostSpec:
     types = family.model_types
     config: Any = AutoConfig.for_model(family.name if family.name in types else min(types))
     layers = facts["layers"]
+    if any(count > MOST_LAYERS for count in layers.values()):
+        raise InputError(
+            f"a host of {max(layers.values()):,} layers is claimed, expected at most "
+            f"{MOST_LAYERS:,}; get the folder again"
+        )
     heads, d_ff = facts.get("heads"), facts.get("d_ff")
     values = {
         "num_hidden_layers": layers.get(family.stacks[0], 0),

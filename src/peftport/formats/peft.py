@@ -413,8 +413,8 @@ def _read_prefix(
     elif (spec.kv_heads, spec.kv_heads * spec.d_kv) != (heads, inner):
         raise InputError(
             f"this prefix has {heads} heads of width {inner // heads}, the host has "
-            f"{spec.kv_heads} of {spec.d_kv}; port it to this host first (peftport.plan_port, "
-            "peftport.apply_port)"
+            f"{spec.kv_heads} of {spec.d_kv}; port it: peftport port ADAPTER "
+            "--target HOST -o OUT"
         )
     stack = _last_stack(spec)
     count, twice = spec.layers[stack], len(spec.layers) > 1

@@ -26,6 +26,9 @@ _BUFFERS = ("position_ids", ".attn.bias", ".attn.masked_bias", "rotary_emb.inv_f
 #: the input embedding, which an output layer may be tied to
 _EMBEDDINGS = ("shared.weight", "embed_tokens.weight", "wte.weight")
 
+#: numbers that are widened to float32 at once
+_CHUNK = 1 << 24
+
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a host, in the order of their index. Pickles are refused."""
@@ -103,12 +106,16 @@ def _digest(tensors: Iterable[tuple[str, Callable[[], Tensor]]], where: str) -> 
     for name, load in tensors:
         if name.endswith(".embed_tokens.weight"):  # T5's copies of shared.weight
             continue
-        tensor = load().to(torch.float32)
-        if not torch.isfinite(tensor).all():
-            raise InputError(
-                f"weight '{name}' of '{where}' holds NaN or infinity; get a sound copy"
-            )
-        values = hashlib.sha256(tensor.contiguous().numpy().data).digest()
+        tensor = load()
+        hashed = hashlib.sha256()
+        for part in tensor.flatten().split(_CHUNK):  # an 8B host's embedding is 2 GB in float32
+            part = part.to(torch.float32)
+            if not torch.isfinite(part).all():
+                raise InputError(
+                    f"weight '{name}' of '{where}' holds NaN or infinity; get a sound copy"
+                )
+            hashed.update(part.contiguous().numpy().data)
+        values = hashed.digest()
         if name in _EMBEDDINGS:
             embedding = values
         rows[f"{name}{tuple(tensor.shape)}"] = values

@@ -153,6 +153,11 @@ def plan_port(
     chosen = strategies.get(strategy)()
     if layers not in LAYER_RULES:
         raise UnknownName("layer rule", layers, LAYER_RULES)
+    if norm_match and chosen.fits_size:
+        raise InputError(
+            f"strategy '{strategy}' fits the size of what it carries already, which a norm "
+            "match would undo; leave norm match out"
+        )
     chosen_options = _options(strategy, chosen.options, options or {})
     if module.fingerprint and module.fingerprint != source.fingerprint:
         raise HostMismatch(
@@ -285,7 +290,7 @@ def _head_shapes(
             raise InputError(
                 f"head tensor '{name}' of shape {shape} is not part of one linear layer over "
                 f"d_model = {source.d_model}, so it cannot go to another width; train the module "
-                "with the default head"
+                "with --head mean"
             )
     return after
 

@@ -19,6 +19,7 @@ from peftport.hosts.packed.kernels import use_kernel
 from peftport.methods.base import MethodConfig, Module
 from peftport.porting.apply import apply_port
 from peftport.porting.controls import body_only, head_only, sampled
+from peftport.porting.layers import cka_layers
 from peftport.porting.plan import plan_port
 from peftport.porting.spaces import Correspondence
 from peftport.study.executors.base import BankJob, Job
@@ -213,15 +214,19 @@ class Runner:
 
     def _carry(self, t: Training, module: Module) -> Module:
         m, strategy = self._m, self._m.study.strategy
+        layer_map = None
+        if strategy.layers == "cka":
+            layer_map = cka_layers(self._correspondence(t.source_host, t.host))
         plan = plan_port(
             m.specs[t.source_host],
             m.specs[t.host],
             module,
             strategy=strategy_of(m, t.source_host, t.host),
             layers=strategy.layers,
+            layer_map=layer_map,
             norm_match=strategy.norm_match,
         )
-        if not plan.needs_texts:
+        if not plan.needs_texts and not plan.needs_weights:
             return apply_port(plan, module)
         return apply_port(plan, module, hosts=self._correspondence(t.source_host, t.host))
 

@@ -37,6 +37,7 @@ class Distil(Strategy):
     reference_url = "https://arxiv.org/abs/1503.02531"
     needs_texts = True
     head = "fitted"
+    fits_size = True
     #: rate 0: the method's usual one
     options = MappingProxyType({"steps": 100, "batch": 16, "rate": 0.0})
 

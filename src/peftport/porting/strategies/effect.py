@@ -44,6 +44,7 @@ class Effect(Strategy):
     reference_url = "https://doi.org/10.1016/0047-259X(75)90042-1"
     needs_texts = True
     head = "fitted"
+    fits_size = True
 
     def check(self, source: HostSpec, target: HostSpec, config: MethodConfig) -> None:
         """Any two hosts whose sites correspond, as for ``ridge``."""
