@@ -3,8 +3,8 @@
     python benchmarks/port_quality.py run --rows out/port-quality.jsonl
     python benchmarks/port_quality.py table --rows out/port-quality.jsonl -o docs/results/port
 
-Each cell (pair x method) trains the source modules, the native ones and scratch on the target, ports
-with every strategy, goes on for the budgets and measures on the same test sentences. A cell that is
+Each cell (pair x method) trains the source modules, the native ones and scratch on the target,
+ports with every strategy, goes on for the budgets and measures on the same test sentences. A cell that is
 there already is not done again. ual-adapter: pip install --no-deps ual-adapter==0.1.0 loguru.
 """
 
@@ -28,6 +28,7 @@ from port_table import tables
 from port_work import Cell, Data, Pair, labels, timed
 
 from peftport.errors import InputError, PeftportError
+from peftport.train.reference import fresh_module
 
 CONFIG = Path(__file__).with_name("port_quality.yaml")
 
@@ -94,8 +95,6 @@ def cell(pair: Pair, method: str) -> list[dict[str, Any]]:
     found = list(one.measured("native", natives, steps, (one.rate, head_rate), 0.0))
     say(pair, method, "native", found)
     rates = one.scratch_rates(natives[0].config)
-    from peftport.train.reference import fresh_module
-
     fresh = [fresh_module(pair.target, natives[0].config, s) for s in one.seeds]
     found += list(one.rows("scratch", fresh, rates, 0.0))
     say(pair, method, "scratch", found)

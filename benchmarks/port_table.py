@@ -144,7 +144,7 @@ def _recovery(found: Sequence[Mapping[str, Any]], pair: str, budgets: Sequence[i
     native = [next((r for r in own if r["init"] == "native" and r["method"] == m), None)
               for m in methods]  # fmt: skip
     told = [f"{r['balanced_accuracy']:.3f}" if r else "–" for r in native]
-    lines.append("| *native, 150 labelled steps* | " + " | ".join(told) + " |")
+    lines.append("| *native, as long as the source* | " + " | ".join(told) + " |")
     return "\n".join([*lines, ""])
 
 

@@ -135,16 +135,22 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="session")
 def close() -> Callable[[Any, Any, float], None]:
-    """close(ours, theirs, tolerance): every tensor of two modules, norm-relative."""
+    """close(ours, theirs, tolerance): every tensor of two modules, norm-relative.
+
+    A tensor below 1 % of the largest is held to that size: a bias's gradient is a sum over the batch
+    that may nearly cancel, and float32 knows it as well as the summands, not as the sum. (The golden
+    numbers come from another processor than the one that may run this.)
+    """
 
     def check(ours: Module, theirs: Module, tolerance: float) -> None:
         left, right = dict(ours.tensors()), dict(theirs.tensors())
         assert set(left) == set(right)
+        least = 0.01 * max(expected.norm() for expected in right.values())
         for name, expected in right.items():
             given = left[name]
             assert given.shape == expected.shape, name
             assert expected.norm() > 0, f"{name}: nothing to compare"
-            error = ((given.to(expected) - expected).norm() / expected.norm()).item()
+            error = ((given.to(expected) - expected).norm() / max(expected.norm(), least)).item()
             assert error <= tolerance, f"{name}: {error:.2e} > {tolerance:.0e}"
 
     return check

@@ -92,7 +92,9 @@ def test_every_parameter_gets_a_gradient(host: Host, method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_module_of_another_host_is_refused(host: Host, method: str) -> None:
     other = replace(noisy(host, method), fingerprint="0" * 64, host="elsewhere")
-    with pytest.raises(HostMismatch, match=r"belongs to host 'elsewhere'.*peftport port ADAPTER --target"):
+    with pytest.raises(
+        HostMismatch, match=r"belongs to host 'elsewhere'.*peftport port ADAPTER --target"
+    ):
         attach(host.model, other)
     attach(host.model, other, check=False).detach()
 

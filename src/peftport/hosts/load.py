@@ -65,7 +65,7 @@ def locate_host(ref: str) -> Snapshot:
     if "/" not in ref and not Path(ref).exists():
         from peftport.errors import UnknownName
 
-        raise UnknownName("host", ref, packaged.NAMES)
+        raise UnknownName("host", ref, (*packaged.NAMES, *packaged.BUILT))
     return resolve(Ref.parse(ref))
 
 

@@ -1,0 +1,75 @@
+"""The benchmark of strategies, on pico hosts: it proves the code, no number of it means anything."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from peftport.testing.pico import pico_bert
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "port_quality.py"
+
+
+def run(*args: object) -> str:
+    command = [sys.executable, str(SCRIPT), *map(str, args)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("quality")
+    config = yaml.safe_load(SCRIPT.with_suffix(".yaml").read_text())
+    source = str(pico_bert(root / "a", 0))
+    target = str(pico_bert(root / "b", 1, d_model=48, layers=3))
+    config |= {
+        "confirm": {"pico": {"source": source, "target": target}},
+        "data": {"dataset": "rotten-tomatoes", "test": 40, "validation": 30},
+        "texts": 40,
+        "seeds": {"lora": [0, 1]},
+        "source": {"steps": 3, "batch": 4, "head-rate": 1e-2},
+        "target": {"budgets": [0, 2], "batch": 4},
+        "scratch": {"rates": [1e-3, 1e-2], "head-rates": [1e-2], "seed": 100},
+        "strategies": ["copy", "pad", "ridge", "effect", "distil"],
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    run("run", "--config", root / "config.yaml", "--rows", root / "rows.jsonl")
+    run("table", "--config", root / "config.yaml", "--rows", root / "rows.jsonl", "-o", root / "o")
+    return root
+
+
+def test_every_init_is_measured_at_every_budget(done: Path):
+    rows = [json.loads(line) for line in (done / "rows.jsonl").read_text().splitlines()]
+    inits = {"pad", "ridge", "effect", "distil", "scratch", "ridge head alone", "effect head alone"}
+    found = {(r["init"], r["budget"], r["seed"]) for r in rows}
+    assert found == {(i, b, s) for i in inits for b in (0, 2) for s in (0, 1)} | {
+        ("native", 3, s) for s in (0, 1)
+    }
+    assert all(len(r["predicted"]) == len(r["labels"]) == 40 for r in rows)
+
+
+def test_the_table_says_what_the_rows_say(done: Path):
+    rows = [json.loads(line) for line in (done / "rows.jsonl").read_text().splitlines()]
+    with (done / "o" / "quality.csv").open() as file:
+        table = {(r["init"], int(r["budget"])): r for r in csv.DictReader(file)}
+    for (init, budget), row in table.items():
+        own = [r["balanced_accuracy"] for r in rows if (r["init"], r["budget"]) == (init, budget)]
+        assert float(row["balanced_accuracy"]) == pytest.approx(np.mean(own), abs=1e-4)
+    one = table["effect", 0]
+    gap = float(one["balanced_accuracy"]) - float(table["pad", 0]["balanced_accuracy"])
+    assert float(one["vs_pad"]) == pytest.approx(gap, abs=2e-4)
+    assert float(one["vs_pad_low"]) <= gap <= float(one["vs_pad_high"])
+    text = (done / "o" / "quality.md").read_text()
+    assert "| effect |" in text and "native, 150" not in text
+
+
+def test_what_is_there_is_not_done_again(done: Path):
+    before = (done / "rows.jsonl").read_bytes()
+    assert run("run", "--config", done / "config.yaml", "--rows", done / "rows.jsonl") == ""
+    assert (done / "rows.jsonl").read_bytes() == before
