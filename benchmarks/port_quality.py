@@ -4,8 +4,9 @@
     python benchmarks/port_quality.py table --rows out/port-quality.jsonl -o docs/results/port
 
 Each cell (pair x method) trains the source modules, the native ones and scratch on the target,
-ports with every strategy, goes on for the budgets and measures on the same test sentences. A cell that is
-there already is not done again. ual-adapter: pip install --no-deps ual-adapter==0.1.0 loguru.
+ports with every strategy, goes on for the budgets and measures on the same test sentences. A cell
+that is there already is not done again. ual-adapter, where it is compared with:
+pip install --no-deps ual-adapter==0.1.0 loguru
 """
 
 from __future__ import annotations

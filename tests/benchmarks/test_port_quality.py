@@ -1,4 +1,4 @@
-"""The benchmark of strategies, on pico hosts: it proves the code, no number of it means anything."""
+"""The benchmark of strategies, on pico hosts: it proves the code and no claim."""
 
 from __future__ import annotations
 

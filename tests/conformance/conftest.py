@@ -137,9 +137,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 def close() -> Callable[[Any, Any, float], None]:
     """close(ours, theirs, tolerance): every tensor of two modules, norm-relative.
 
-    A tensor below 1 % of the largest is held to that size: a bias's gradient is a sum over the batch
-    that may nearly cancel, and float32 knows it as well as the summands, not as the sum. (The golden
-    numbers come from another processor than the one that may run this.)
+    A tensor below 1 % of the largest is held to that size: a bias's gradient is a sum over the
+    batch that may nearly cancel, and float32 knows it as well as the summands, not as the sum.
+    (The golden numbers come from another processor than the one that may run this.)
     """
 
     def check(ours: Module, theirs: Module, tolerance: float) -> None:
