@@ -160,7 +160,7 @@ def _sentences(made: Ported) -> str:
         f"Saved as a {_LIBRARY_NAMES[made.library]} folder in {made.folder}",
         "No labels were seen: what it is worth there is unknown until it is tested.",
     ]
-    if made.growth is not None and made.growth > _LARGE and not made.plan.norm_match:
+    if made.growth is not None and made.growth > _LARGE and made.may_match:
         lines.insert(
             -1,
             f"Its effect at a site is up to {made.growth:.0f} times as large as on the source; "

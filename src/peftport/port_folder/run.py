@@ -15,7 +15,7 @@ from peftport.port_folder.card import port_card
 from peftport.port_folder.hosts import Named
 from peftport.port_folder.prepare import AUTO, Prepared, prepare
 from peftport.port_folder.texts import COLUMN, COUNT, read_texts, unlike
-from peftport.porting import Correspondence, PortPlan, apply_port, cka_layers
+from peftport.porting import Correspondence, PortPlan, apply_port, cka_layers, strategies
 
 Progress = Callable[[int, int], None]
 
@@ -60,6 +60,11 @@ class Ported:
             if before > 0
         ]
         return max(ratios, default=None)
+
+    @property
+    def may_match(self) -> bool:
+        """Whether a norm match could still be asked for."""
+        return not self.plan.norm_match and not strategies.get(self.plan.strategy).fits_size
 
     def to_json(self) -> dict[str, Any]:
         return {
