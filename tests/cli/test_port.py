@@ -394,6 +394,23 @@ def test_the_card_says_what_was_measured_and_what_was_not(place: Path) -> None:
     assert f"| `read head` | {residual:.3f} |" in body
 
 
+def test_the_card_says_what_became_of_layers_without_a_partner(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert port(*"lora --target wide --strategy pad -o deep -q".split()) == 0
+    cards, said = {}, {}
+    for strategy in ("ridge", "effect"):
+        args = f"deep --target host --strategy {strategy} --texts texts.txt -o {strategy}"
+        assert port(*args.split()) == 0
+        said[strategy] = capsys.readouterr().out
+        cards[strategy] = (place / strategy / "README.md").read_text()
+    assert "Source layers that went nowhere: encoder 1." in cards["ridge"]
+    assert "without a partner, taken over with the next one: encoder 1." in cards["effect"]
+    assert "fitted to the predictions" in cards["effect"]
+    assert "| `fit of encoder.1.self_attn.v` |" in cards["effect"]
+    assert "--norm-match" not in said["effect"]
+
+
 def test_names_cannot_break_the_card(place: Path) -> None:
     name = "a`|<b>\u202e\x1b"
     (place / name).symlink_to(place / "lora")

@@ -10,7 +10,7 @@ import torch
 
 from peftport.data.tasks import Task, encode
 from peftport.errors import InputError, RunError
-from peftport.hosts.load import Host, load_host
+from peftport.hosts.load import load_host
 from peftport.methods.base import Module, methods
 from peftport.porting import Correspondence, apply_port, plan_port
 from peftport.porting.auto import choose
@@ -95,8 +95,10 @@ def test_steps_without_labels_come_nearer(pair: Correspondence, taught: dict[str
 
 def test_a_near_host_starts_from_the_copy(pair: Correspondence, taught: dict[str, Module]):
     same = Correspondence(pair.source, pair.source, pair.texts)
-    told = ported(same, taught["lora"], "distil", steps=1).notes["ported"]
-    assert told["start"]["copy"] < 1e-6 < told["start"]["effect"]
+    made = ported(same, taught["lora"], "distil", steps=1, rate=1e-6)
+    tried = made.notes["ported"]["start"]
+    assert tried["copy"] < 1e-6 < tried["effect"]
+    assert gap(same, taught["lora"], made) < 1e-2 * tried["effect"]
 
 
 def test_a_module_goes_home_unchanged(pair: Correspondence, taught: dict[str, Module]):
@@ -185,6 +187,7 @@ def test_a_fit_gives_back_what_a_site_added(pair: Correspondence, method: str):
     lost = {**module.state, site: {**own, name: torch.zeros_like(own[name])}}
     found, facts = carrier.fitted(module.config, lost, site, wanted)
     torch.testing.assert_close(found[name], own[name], atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(found["up_bias"], own["up_bias"], atol=1e-3, rtol=1e-2)
     assert facts["held_out"] < 1e-3
 
 
@@ -245,8 +248,11 @@ def test_words_are_needed_to_distil(tmp_path: Path):
     assert ported(seen, module, "effect").fingerprint == hosts[1].spec.fingerprint
 
 
-def named(host: Host, **changes: object) -> object:
-    return replace(host.spec, **changes)  # type: ignore[arg-type]
+def test_a_head_is_needed_to_distil(pair: Correspondence, taught: dict[str, Module]):
+    headless = replace(taught["lora"], head={})
+    with pytest.raises(InputError, match="no classification head"):
+        ported(pair, headless, "distil")
+    assert ported(pair, headless, "effect").head == {}
 
 
 def test_auto_says_why(pair: Correspondence, taught: dict[str, Module]):

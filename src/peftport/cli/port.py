@@ -85,8 +85,7 @@ def port(
       peftport port out/lora --target minilm-base --texts rotten-tomatoes -o out/lora-on-base
       peftport port org/adapter@v2 --target org/host --source org/old --dry-run
     """
-    from peftport.port_folder import carry_out, prepare
-    from peftport.port_folder.texts import read_texts
+    from peftport.port_folder import carry_out, prepare, wanted_texts
 
     if output is None and not dry_run:
         raise InputError("give the new folder with -o, or --dry-run")
@@ -109,9 +108,7 @@ def port(
     if dry_run:
         _show_plan(prepared, as_json)
         return
-    found: list[str] = []
-    if prepared.needs_texts and texts is not None:
-        found = read_texts(texts, column=text_column, count=text_count)
+    found = wanted_texts(prepared, texts, column=text_column, count=text_count)
     if not quiet and not as_json:
         click.echo(_choice(prepared), err=True)
     from tqdm import tqdm

@@ -5,6 +5,6 @@ folders say of their hosts.
 """
 
 from peftport.port_folder.prepare import Prepared, prepare
-from peftport.port_folder.run import Ported, carry_out, port
+from peftport.port_folder.run import Ported, carry_out, port, wanted_texts
 
-__all__ = ["Ported", "Prepared", "carry_out", "port", "prepare"]
+__all__ = ["Ported", "Prepared", "carry_out", "port", "prepare", "wanted_texts"]

@@ -26,12 +26,14 @@ _HEADS = {
     "padded": "The classification head was padded with zeros or cut to the target's width.",
     "mapped": "The classification head was mapped as the rest was: it reads what the target "
     "computes there through the map to what the source computes.",
+    "fitted": "The classification head was fitted to the predictions of the source host with the "
+    "module on the unlabelled texts.",
     "none": "The module has no classification head: the host answers with a word.",
 }
 #: facts of a port that have a place of their own on the card
 _SHOWN = {
     "source", "target", "strategy", "why", "layers", "layer_map", "norm_match", "texts", "head",
-    "norms", "maps",
+    "norms", "maps", "fits",
 }  # fmt: skip
 
 
@@ -83,13 +85,13 @@ Ported from {inline_code(prepared.adapter)} (digest `{facts["source"]["module"][
 
 {_HEADS.get(plan.head, f"The classification head: {visible(plan.head)}.")}
 
-{_layers(plan)}
+{_layers(plan, taken_over=bool(facts.get("fits")))}
 
 ## Measured
 
 {_sites(facts["norms"])}
 
-{_maps(facts.get("maps", {}))}
+{_maps({**facts.get("maps", {}), **_fits(facts.get("fits", {}))})}
 {_others(facts)}
 ## Not measured
 
@@ -114,7 +116,8 @@ def _host_row(role: str, host: Named) -> str:
     )
 
 
-def _layers(plan: PortPlan) -> str:
+def _layers(plan: PortPlan, *, taken_over: bool) -> str:
+    """The layer table; ``taken_over``: the effect of layers without a partner was fitted too."""
     rows = [
         (stack, target, source)
         for stack, chosen in plan.layer_map.items()
@@ -122,7 +125,10 @@ def _layers(plan: PortPlan) -> str:
     ]
     table = _table(("stack", "target layer", "source layer"), rows)
     unused = [f"{stack} {', '.join(map(str, left))}" for stack, left in plan.unused.items() if left]
-    return table + (f"\n\nSource layers that went nowhere: {'; '.join(unused)}." if unused else "")
+    if not unused:
+        return table
+    what = "without a partner, taken over with the next one" if taken_over else "that went nowhere"
+    return f"{table}\n\nSource layers {what}: {'; '.join(unused)}."
 
 
 def _sites(norms: Mapping[str, Mapping[str, Any]]) -> str:
@@ -164,6 +170,10 @@ def _maps(maps: Mapping[str, Mapping[str, Any]]) -> str:
         "(0: exact, 1: no better than the mean)"
     )
     return f"{words}:\n\n{_table(('map', 'held out'), rows)}"
+
+
+def _fits(fits: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {f"fit of {site}": row for site, row in fits.items()}
 
 
 def _others(facts: Mapping[str, Any]) -> str:

@@ -64,7 +64,7 @@ class Ported:
     @property
     def may_match(self) -> bool:
         """Whether a norm match could still be asked for."""
-        return not self.plan.norm_match and not strategies.get(self.plan.strategy).fits_size
+        return not self.plan.norm_match and not strategies.get(self.plan.strategy).fits_effect
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -139,13 +139,23 @@ def port(
         overwrite=overwrite,
         task=task,
     )
-    found: list[str] = []
-    if prepared.needs_texts and texts is not None:
-        if isinstance(texts, str):
-            found = read_texts(texts, column=text_column, count=text_count)
-        else:
-            found = unlike(texts, text_count, "texts")
+    found = wanted_texts(prepared, texts, column=text_column, count=text_count)
     return carry_out(prepared, found, base_model=base_model, overwrite=overwrite, progress=progress)
+
+
+def wanted_texts(
+    prepared: Prepared,
+    texts: str | Sequence[str] | None,
+    *,
+    column: str = COLUMN,
+    count: int = COUNT,
+) -> list[str]:
+    """The texts that a port needs: read, or told apart; none where it needs none."""
+    if not prepared.needs_texts or texts is None:
+        return []
+    if isinstance(texts, str):
+        return read_texts(texts, column=column, count=count)
+    return unlike(texts, count, "texts")
 
 
 def carry_out(

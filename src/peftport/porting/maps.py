@@ -89,6 +89,15 @@ class Moments:
         return self.xx / self.n - torch.outer(mean, mean)
 
 
+def split(x: Tensor, y: Tensor, held: Tensor) -> tuple[Moments, Moments]:
+    """Moments of the pairs to fit on, and of those that are held out; held [N] bool."""
+    made = []
+    for rows in (~held, held):
+        made.append(Moments(x.shape[1], y.shape[1]))
+        made[-1].add(x[rows], y[rows])
+    return made[0], made[1]
+
+
 def ridge(moments: Moments, strength: float, *, intercept: bool = True) -> Affine:
     """The map x -> y that minimises |x M + c - y|^2 + lambda |M|^2 per pair.
 

@@ -153,7 +153,7 @@ def plan_port(
     chosen = strategies.get(strategy)()
     if layers not in LAYER_RULES:
         raise UnknownName("layer rule", layers, LAYER_RULES)
-    if norm_match and chosen.fits_size:
+    if norm_match and chosen.fits_effect:
         raise InputError(
             f"strategy '{strategy}' fits the size of what it carries already, which a norm "
             "match would undo; leave norm match out"

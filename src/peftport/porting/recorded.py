@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from peftport.data.tasks import Encoded
 from peftport.hosts.load import Host
 from peftport.methods.attach import attach
 from peftport.methods.base import Module
+from peftport.methods.scores import class_scores
 from peftport.porting.spaces import Correspondence, is_held, is_late, later
 from peftport.porting.taps import Enough, Space, run_plain, tapped
 
@@ -53,7 +54,8 @@ class Recorder:
         host = self._host(side)
         wanted = sorted(set(spaces))
         found: dict[Space, list[Tensor]] = {space: [] for space in wanted}
-        with _at_work(host, module), tapped(host, wanted, stop=True) as seen:
+        at_work = nullcontext() if module is None else attach(host.model, module, spec=host.spec)
+        with at_work, tapped(host, wanted, stop=True) as seen:
             for texts in self._batches():
                 batch = self._encoded(side).batch(texts, host.pad_id)
                 seen.clear()
@@ -111,22 +113,8 @@ class Recorder:
         return later(couples, aligned.source.lengths[text], aligned.target.lengths[text])
 
 
-@torch.no_grad()
-def predictions(hosts: Correspondence, side: Side, module: Module, batch_size: int = 64) -> Tensor:
+def predictions(hosts: Correspondence, side: Side, module: Module) -> Tensor:
     """Class logits of a host with a module for every text, [texts, C], float32."""
     host = hosts.source if side == "source" else hosts.target
     encoded = hosts.aligned.source if side == "source" else hosts.aligned.target
-    order = sorted(range(len(encoded)), key=lambda text: len(encoded.ids[text]))
-    scores: list[Tensor] = []
-    with _at_work(host, module):
-        for at in range(0, len(order), batch_size):
-            batch = encoded.batch(order[at : at + batch_size], host.pad_id)
-            scores.append(host.family.scores(host.model, batch, host.words).float())
-    found = torch.cat(scores)
-    made = torch.empty_like(found)
-    made[torch.tensor(order)] = found
-    return made
-
-
-def _at_work(host: Host, module: Module | None) -> AbstractContextManager[object]:
-    return nullcontext() if module is None else attach(host.model, module, spec=host.spec)
+    return torch.from_numpy(class_scores(host, module, encoded))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from peftport.porting.strategies.base import strategies
+
 if TYPE_CHECKING:
     from peftport.hosts.spec import HostSpec
     from peftport.porting.plan import PortPlan, Shape
@@ -69,7 +71,8 @@ def _layers(plan: PortPlan) -> str:
     for stack, chosen in plan.layer_map.items():
         text = f"{stack} {', '.join(f'{i}<-{j}' for i, j in enumerate(chosen))}"
         unused = plan.unused[stack]
-        parts.append(text + (f" (unused: {', '.join(map(str, unused))})" if unused else ""))
+        word = "no partner" if strategies.get(plan.strategy).fits_effect else "unused"
+        parts.append(text + (f" ({word}: {', '.join(map(str, unused))})" if unused else ""))
     return f"by {plan.layers}: " + "; ".join(parts)
 
 

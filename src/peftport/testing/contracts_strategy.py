@@ -173,7 +173,7 @@ class StrategyContract:
         self.skip_unless_carried(method)
         source, target = host(family), host(f"{family}-other")
         module = some_module(source, method)
-        if strategies.get(self.strategy).fits_size:
+        if strategies.get(self.strategy).fits_effect:
             with pytest.raises(InputError, match="leave norm match out"):
                 plan_port(source.spec, target.spec, module, strategy=self.strategy, norm_match=True)
             return

@@ -28,7 +28,9 @@ from peftport.hosts.forge.text import pad_batch, some
 from peftport.hosts.load import quiet_transformers
 from peftport.hosts.published import WEIGHTS
 
-SIBLING = SiblingRecipe(evenly(20, 30), Schedule(150, 8, 2e-4, 10, seed=5))
+#: 20 of 30 layers left too little: after the refit that comes before healing they classified .467
+#: of the validation sentences right (AUC .664), 24 layers .650 (.731); no port was looked at
+SIBLING = SiblingRecipe(evenly(24, 30), Schedule(150, 8, 2e-4, 10, seed=5))
 #: sentences that the check before and after healing classifies
 CHECKED = 200
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from peftport.errors import InputError
 from peftport.hosts.spec import HostSpec, Site
 from peftport.methods.base import MethodConfig, State
-from peftport.porting.maps import Affine, Moments
+from peftport.porting.maps import Affine, Moments, split
 from peftport.porting.spaces import Pair, Space
 from peftport.registry import Registry
 
@@ -104,11 +104,7 @@ class Wanted:
 
     def moments(self, x: Tensor) -> tuple[Moments, Moments]:
         """Of (x, y) on the points to fit on, and on those that are held out."""
-        made = []
-        for rows in (~self.held, self.held):
-            made.append(Moments(x.shape[1], self.y.shape[1]))
-            made[-1].add(x[rows], self.y[rows])
-        return made[0], made[1]
+        return split(x, self.y, self.held)
 
 
 class Carrier(ABC):

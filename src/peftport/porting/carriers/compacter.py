@@ -23,7 +23,7 @@ from peftport.porting.carriers.base import (
 )
 from peftport.porting.carriers.bottleneck import BottleneckCarrier, moved
 from peftport.porting.kronecker import Dense, factorise
-from peftport.porting.maps import Moments, fit
+from peftport.porting.maps import fit, split
 from peftport.porting.spaces import Pair
 
 
@@ -50,14 +50,10 @@ class CompacterCarrier(BottleneckCarrier):
         hidden = self.hidden(config, state, site, wanted.x)  # [N, b]
         narrow = hidden.unflatten(1, (n, -1)) @ left[..., 0].T  # [N, n (rows of the rule), n (i)]
         g = torch.einsum("nai,iab->nbi", narrow, rule)  # [N, n (columns of the rule), i]
-        d = wanted.y.shape[1]
         y = wanted.y.unflatten(1, (n, -1))  # [N, n, d / n]
         mean_g, mean_y = g[~wanted.held].mean(0), y[~wanted.held].mean(0)
         g, y = g - mean_g, y - mean_y
-        moments = []
-        for rows in (~wanted.held, wanted.held):
-            moments.append(Moments(n, d // n))
-            moments[-1].add(g[rows].flatten(0, 1), y[rows].flatten(0, 1))
+        moments = split(g.flatten(0, 1), y.flatten(0, 1), wanted.held.repeat_interleave(n))
         affine, strength, held_out = fit(*moments, intercept=False)
         right = affine.weight  # [i, d / n]
         bias = (mean_y - mean_g @ right).flatten()  # [d]

@@ -72,8 +72,9 @@ class Strategy(ABC):
         needs_texts: whether unlabelled texts and both loaded hosts are needed.
         needs_weights: whether both hosts' folders are needed, to read single weights from.
         head: what happens to a classification head, as one word for tables.
-        fits_size: whether the size of the result is fitted too, so that there is nothing left to
-            norm match.
+        fits_effect: whether what the module does is fitted instead of its weights being carried: it
+            then has its size from the texts, which a norm match would undo, and source layers
+            without a partner are taken over with the next one.
         options: what can be chosen, by name, with the values that are used otherwise.
     """
 
@@ -82,7 +83,7 @@ class Strategy(ABC):
     needs_texts: ClassVar[bool]
     needs_weights: ClassVar[bool] = False
     head: ClassVar[str]
-    fits_size: ClassVar[bool] = False
+    fits_effect: ClassVar[bool] = False
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @abstractmethod

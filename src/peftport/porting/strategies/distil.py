@@ -7,7 +7,6 @@ from types import MappingProxyType
 import torch
 
 from peftport.errors import InputError
-from peftport.hosts.families.base import families
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig
 from peftport.porting.carriers.base import Carried
@@ -37,7 +36,7 @@ class Distil(Strategy):
     reference_url = "https://arxiv.org/abs/1503.02531"
     needs_texts = True
     head = "fitted"
-    fits_size = True
+    fits_effect = True
     #: rate 0: the method's usual one
     options = MappingProxyType({"steps": 100, "batch": 16, "rate": 0.0})
 
@@ -47,16 +46,16 @@ class Distil(Strategy):
     def carry(self, job: Job) -> Carried:
         hosts = need_hosts(job)
         for host in (hosts.source, hosts.target):
-            if families.get(host.spec.family).decides_by == "word" and host.words is None:
+            if host.family.decides_by == "word" and host.words is None:
                 raise InputError(
                     f"strategy 'distil' compares what the hosts predict, and '{host.ref}' predicts "
                     "label words; give them (verbalisers), or use --strategy effect"
                 )
-        if job.plan.carried is None and not job.module.head and hosts.source.words is None:
-            raise InputError(
-                "strategy 'distil' compares class predictions, and this module has no "
-                "classification head; use --strategy effect"
-            )
+            if host.family.decides_by == "class" and not job.module.head:
+                raise InputError(
+                    "strategy 'distil' compares class predictions, and this module has no "
+                    "classification head; use --strategy effect"
+                )
         wanted = predictions(hosts, "source", source_module(job))  # [texts, C]
         start, tried = self._start(job, wanted)
         rate = float(job.options["rate"]) or job.carrier.rate

@@ -14,7 +14,7 @@ from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig, Module, State
 from peftport.porting.carriers.base import Answer, Carried, Wanted, cast_like
 from peftport.porting.layers import LayerMap
-from peftport.porting.maps import Moments, fit
+from peftport.porting.maps import fit, split
 from peftport.porting.recorded import Recorder, predictions
 from peftport.porting.spaces import Pair, Space, is_held
 from peftport.porting.strategies.base import HEAD, Job, Strategy, need_hosts, strategies
@@ -44,7 +44,7 @@ class Effect(Strategy):
     reference_url = "https://doi.org/10.1016/0047-259X(75)90042-1"
     needs_texts = True
     head = "fitted"
-    fits_size = True
+    fits_effect = True
 
     def check(self, source: HostSpec, target: HostSpec, config: MethodConfig) -> None:
         """Any two hosts whose sites correspond, as for ``ridge``."""
@@ -154,11 +154,7 @@ def fit_head(job: Job, carried: Carried) -> tuple[dict[str, Tensor], dict[str, f
     recorder = Recorder(hosts, 1)
     x = recorder.rows("target", target_module(job, carried), [HEAD.target])[HEAD.target]
     y = predictions(hosts, "source", source_module(job))[torch.tensor(recorder.texts)]
-    held = is_held(torch.tensor(recorder.texts))
-    moments = []
-    for rows in (~held, held):
-        moments.append(Moments(x.shape[1], y.shape[1]))
-        moments[-1].add(x[rows], y[rows])
+    moments = split(x, y, is_held(torch.tensor(recorder.texts)))
     bias = weights[0].removesuffix("weight") + "bias"
     affine, strength, held_out = fit(*moments, intercept=bias in carried.head)
     made = {weights[0]: affine.weight.T, bias: affine.bias}
