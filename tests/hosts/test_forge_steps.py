@@ -17,7 +17,7 @@ from peftport.hosts.forge.cut import Moments, _write, best_heads, cut, mean_free
 from peftport.hosts.forge.distance import encoder_distance
 from peftport.hosts.forge.heal import heal
 from peftport.hosts.forge.keep import load_cut, save_cut
-from peftport.hosts.forge.loop import factor, train_stage
+from peftport.hosts.forge.loop import train_stage
 from peftport.hosts.forge.recipes import CutRecipe, HealRecipe, Schedule, TuneRecipe
 from peftport.hosts.forge.text import Words, bucketed, pad_batch
 from peftport.hosts.forge.tune import Heads, hide, make_pairs, objectives, tune
@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
 
 def test_rate_rises_then_falls_to_zero() -> None:
     schedule = Schedule(steps=110, batch=1, lr=1.0, warmup=10)
-    rates = [factor(step, schedule) for step in range(110)]
+    rates = [schedule.share(step) for step in range(110)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert rates[60] == pytest.approx(0.5) and rates[-1] < 0.001
 

@@ -29,7 +29,8 @@ def hosts() -> None:
 def list_hosts(as_json: bool, quiet: bool) -> None:
     """List the packaged hosts; hosts of other families are given by Hub id or folder.
 
-    The hosts of `make hosts-llm` are made on this machine; "state" says whether they are.
+    The hosts of `make hosts-llm` and `make hosts-drift` are made on this machine; "state" says
+    whether they are.
 
     \b
     Example:
@@ -71,24 +72,30 @@ def _summary(name: str) -> dict[str, Any]:
 
 
 def _built_summary(name: str) -> dict[str, Any]:
-    """What is known of a host of ``make hosts-llm``; of one that is not built, its name."""
+    """What is known of a host that is built on this machine; of one that is not, its name."""
     import json
 
-    from peftport.hosts.built import built_path, read_built
+    from peftport.hosts.built import built_path, make_target, read_built
 
     facts = read_built(name)
     shape: dict[str, Any] = {"layers": None, "width": None}
-    state = "not built (make hosts-llm)"
+    state = f"not built (make {make_target(name)})"
     if facts is not None:
         state = "built (quick: of no use)" if facts.get("quick") else "built"
         try:
             config = json.loads((built_path(name) / "config.json").read_text(encoding="utf-8"))
             shape = {"layers": config["num_hidden_layers"], "width": config["hidden_size"]}
         except (OSError, ValueError, KeyError, TypeError):
-            state = "damaged (make hosts-llm)"
-    parent = (facts or {}).get("parent")
-    return {"name": name, **shape, "parent": parent, "distance": None, "shipped_MB": None,
-            "state": state}  # fmt: skip
+            state = f"damaged (make {make_target(name)})"
+    distance = (facts or {}).get("distance")
+    return {
+        "name": name,
+        **shape,
+        "parent": (facts or {}).get("parent"),
+        "distance": round(distance["encoder"], 3) if distance else None,
+        "shipped_MB": None,
+        "state": state,
+    }
 
 
 @hosts.command("info")
@@ -161,9 +168,9 @@ def build(
     """Rebuild derived default hosts, or build the ones that do not come with peftport.
 
     With -o the derived default hosts are rebuilt from all-MiniLM-L6-v2, all or NAME... only; it
-    takes most of an hour on two cores. Without it NAME... are hosts of `make hosts-llm`, which
-    are then found by name. What is finished stays; what was interrupted goes on from its last
-    checkpoint.
+    takes most of an hour on two cores. Without it NAME... are hosts of `make hosts-llm` or `make
+    hosts-drift`, which are then found by name. What is finished stays; what was interrupted goes
+    on from its last checkpoint.
 
     \b
     Example:

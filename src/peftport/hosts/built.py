@@ -1,4 +1,5 @@
-"""Hosts that are made on this machine by ``make hosts-llm`` and found by name afterwards.
+"""Hosts that are made on this machine, by ``make hosts-llm`` or ``make hosts-drift``, and found by
+name afterwards.
 
 A built host is an ordinary transformers folder ``hosts/<name>`` in the user's cache, beside the
 default hosts. Its ``peftport.json`` says what it was made by and what its files should be:
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peftport.errors import InputError, UnknownName
-from peftport.hosts.packaged import BUILT, cache_folder
+from peftport.hosts.packaged import BUILT, DRIFT, cache_folder
 from peftport.hosts.published import sha256_of
 
 RECEIPT = "peftport.json"
@@ -24,6 +25,11 @@ def built_path(name: str) -> Path:
     if name not in BUILT:
         raise UnknownName("built host", name, BUILT)
     return cache_folder() / "hosts" / name
+
+
+def make_target(name: str) -> str:
+    """The target of the Makefile that builds a host and its like."""
+    return "hosts-drift" if name in DRIFT else "hosts-llm"
 
 
 def read_built(name: str) -> dict[str, Any] | None:
@@ -45,7 +51,7 @@ def built_folder(name: str) -> Path:
         InputError: it is not built on this machine, or damaged; the text says how to build it.
     """
     folder, facts = built_path(name), read_built(name)
-    remedy = f"make hosts-llm (this one alone: peftport hosts build {name})"
+    remedy = f"make {make_target(name)} (this one alone: peftport hosts build {name})"
     if facts is None:
         raise InputError(f"host '{name}' is not built on this machine; build it with: {remedy}")
     damaged = _damaged(folder, facts["files"])

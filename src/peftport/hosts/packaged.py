@@ -32,8 +32,10 @@ BASE, BASE_TUNED = "minilm-base", "minilm-base-tuned"
 NAMES: tuple[str, ...] = (LARGE, LARGE_TUNED, BASE, BASE_TUNED)
 SHALLOW, WORDS = "minilm-shallow", "minilm-words"
 SMOLLM2, SIBLING = "smollm2-135m", "smollm2-sibling"
-#: hosts of ``make hosts-llm``, in the order in which they are built
-BUILT: tuple[str, ...] = (SHALLOW, WORDS, SMOLLM2, SIBLING)
+#: descendants of minilm-base saved along one continued pretraining, nearest first
+DRIFT: tuple[str, ...] = tuple(f"minilm-base-drift-{i}" for i in range(1, 7))
+#: hosts of ``make hosts-llm`` and ``make hosts-drift``, in the order in which they are built
+BUILT: tuple[str, ...] = (SHALLOW, WORDS, SMOLLM2, SIBLING, *DRIFT)
 PARENTS: Mapping[str, str] = {LARGE_TUNED: LARGE, BASE: LARGE, BASE_TUNED: BASE}
 
 #: the weights that come with peftport

@@ -1,4 +1,5 @@
-"""Build the hosts of ``make hosts-llm`` in the user's cache: seeded, resumable, whole or absent."""
+"""Build the hosts of ``make hosts-llm`` and ``make hosts-drift`` in the user's cache: seeded,
+resumable, whole or absent."""
 
 from __future__ import annotations
 
@@ -91,6 +92,7 @@ def build_local(
 def _makers() -> dict[str, Maker]:
     """The maker of every host; their modules need this one."""
     from peftport.hosts.forge.dequantise import make_smollm2
+    from peftport.hosts.forge.local_drift import drift_maker
     from peftport.hosts.forge.local_minilm import make_shallow, make_words
     from peftport.hosts.forge.local_smollm import make_sibling
 
@@ -99,6 +101,7 @@ def _makers() -> dict[str, Maker]:
         packaged.WORDS: make_words,
         packaged.SMOLLM2: make_smollm2,
         packaged.SIBLING: make_sibling,
+        **{name: drift_maker(at) for at, name in enumerate(packaged.DRIFT)},
     }
 
 

@@ -1,4 +1,4 @@
-"""Cards of the hosts of ``make hosts-llm``, each written from the receipt of one real build."""
+"""Cards of the hosts that are built on the user's machine, each from the receipt of one build."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from peftport.atomic import write_text
 from peftport.hosts import packaged
-from peftport.hosts.built import read_built
+from peftport.hosts.built import make_target, read_built
 from peftport.hosts.forge.card import loss_table, settings_rows
 
 _ABOUT: Mapping[str, str] = {
@@ -27,6 +27,12 @@ _ABOUT: Mapping[str, str] = {
     packaged.SIBLING: (
         "A shallower smollm2-135m (Llama family, same width and vocabulary): the pair differs in"
         " depth alone."
+    ),
+    **dict.fromkeys(
+        packaged.DRIFT,
+        "A descendant of minilm-base (BERT family, 3 layers, 256 wide, 8 heads): same shape, same"
+        " embeddings, weights that moved. Six such hosts were saved along one continued"
+        " pretraining, for the question how far a host may move before modules stop working.",
     ),
 }
 _MAKING: Mapping[str, str] = {
@@ -54,6 +60,14 @@ _MAKING: Mapping[str, str] = {
         " token's distribution, mean squared error of the last hidden states in units of their"
         " variance, cosine of the residual streams. Half of the sentences stand in the prompt. The"
         " embeddings, which are also the output layer, are frozen. No label is read."
+    ),
+    **dict.fromkeys(
+        packaged.DRIFT,
+        "From `minilm-base`, by the objective of `minilm-base-tuned` (masked language modelling"
+        " and next-sentence choice; embeddings frozen, encoder layers and pooler trained; no"
+        " dropout) at a rate that stays constant after the warm-up, so that each host lies on the"
+        " way to the next. Rate and stops were chosen by losses and distance, never by how anything ports. No"
+        " label is read.",
     ),
 }
 _ONE_BUILD = (
@@ -88,7 +102,7 @@ def render(name: str, facts: Mapping[str, Any]) -> str:
     parts = [
         f"# {name}",
         _ABOUT[name],
-        "It does not come with peftport: `make hosts-llm` builds it in the user's cache."
+        f"It does not come with peftport: `make {make_target(name)}` builds it in the user's cache."
         + ("" if "source" in facts else _ONE_BUILD),
     ]
     parts += _published(facts) if "source" in facts else _trained(name, facts)
@@ -143,6 +157,13 @@ def _trained(name: str, facts: Mapping[str, Any]) -> list[str]:
             f" {v['parents_tokens_per_sentence']}."
         )
     parts += ["## Losses", loss_table(facts["losses"])]
+    if "distance" in facts:
+        d = facts["distance"]
+        parts += [
+            "## Distance",
+            f"From `{facts['parent']}`, relative Frobenius distance over the encoder layers:"
+            f" **{d['encoder']:.3f}** ({d['matrices']:.3f} over the matrices alone).",
+        ]
     if "check" in facts:
         parts += ["## What it classifies untrained", _check(facts["check"])]
     return parts

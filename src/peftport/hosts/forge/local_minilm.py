@@ -54,9 +54,7 @@ def make_shallow(task: Task) -> MadeHost | None:
     facts = stage_facts(packaged.LARGE, identity, task.quick, asdict(recipe), corpus, healed)
 
     def write(folder: Path) -> None:
-        for file in TEXT_FILES:
-            write_bytes(folder / file, (origin() / file).read_bytes())
-        _write_model(folder, start.student)
+        write_bert(folder, origin(), start.student)
 
     return MadeHost(write, facts, "bert")
 
@@ -125,6 +123,13 @@ def _tokens_told(old: Words, new: Words, texts: Sequence[str]) -> Mapping[str, A
             "parents_tokens_per_sentence": round(counts[1], 2),
         }
     }
+
+
+def write_bert(folder: Path, texts: Path, model: BertModel) -> None:
+    """A host with the tokenizer files of another one's folder."""
+    for file in TEXT_FILES:
+        write_bytes(folder / file, (texts / file).read_bytes())
+    _write_model(folder, model)
 
 
 def _write_model(folder: Path, model: BertModel) -> None:

@@ -1,11 +1,11 @@
-"""What the hosts of ``make hosts-llm`` are made by. The cards print these very objects."""
+"""What the hosts that are built on the user's machine are made by; the cards print this."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from peftport.hosts.forge.recipes import HealRecipe, Schedule
+from peftport.hosts.forge.recipes import ConstantSchedule, HealRecipe, Schedule, TuneRecipe
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,21 @@ class SiblingRecipe:
     held_out: int = 64
 
 
+@dataclass(frozen=True)
+class DriftRecipe:
+    """minilm-base-drift-1 to -6: minilm-base along one continued pretraining at a constant rate.
+
+    Attributes:
+        tune: objective and schedule, as minilm-base-tuned's.
+        stops: steps after which a descendant is saved, one for each host.
+    """
+
+    tune: TuneRecipe = field(
+        default_factory=lambda: TuneRecipe(ConstantSchedule(2600, 16, 1e-3, 100, seed=5))
+    )
+    stops: tuple[int, ...] = (30, 50, 95, 300, 1000, 2600)
+
+
 def evenly(count: int, of: int) -> tuple[int, ...]:
     """``count`` of the numbers 0..of-1, evenly, the first and the last among them."""
     return tuple(round(i * (of - 1) / (count - 1)) for i in range(count))
@@ -94,6 +109,8 @@ def quick(recipe: Any) -> Any:
     """The same recipe in a few steps: checks the code, makes no useful host."""
     if isinstance(recipe, ShallowRecipe):
         return replace(recipe, texts=8, heal=quick(recipe.heal))
+    if isinstance(recipe, DriftRecipe):
+        return replace(recipe, tune=quick(recipe.tune), stops=(1, 2, 3, 4, 5, 6))
     short = replace(recipe.schedule, steps=6, batch=4, warmup=1)
     found = replace(recipe, schedule=short, held_out=8)
     if isinstance(found, WordsRecipe):

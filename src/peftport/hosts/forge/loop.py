@@ -51,14 +51,6 @@ class StageLog:
         return True
 
 
-def factor(step: int, schedule: Schedule) -> float:
-    """Share of the full learning rate at a step (from 0)."""
-    if step < schedule.warmup:
-        return (step + 1) / schedule.warmup
-    done = (step - schedule.warmup) / (schedule.steps - schedule.warmup)
-    return 0.5 * (1.0 + math.cos(math.pi * done))
-
-
 def train_stage(
     title: str,
     parameters: Mapping[str, nn.Parameter],
@@ -77,7 +69,8 @@ def train_stage(
         schedule: steps, warm-up, decay, clip.
         losses_at: the losses of a step, by name; a function of the step and the parameters only.
         checkpoint: written every :data:`CHECKPOINT_STEPS` steps and read at start.
-        identity: digest of all that decides the numbers; a checkpoint of another is ignored.
+        identity: digest of all that decides the numbers; a checkpoint of another, or
+            of more steps, is ignored.
     Returns:
         The log, over all steps, also those of interrupted earlier calls.
     Raises:
@@ -92,7 +85,7 @@ def train_stage(
         for name, p in parameters.items()
     ]
     optimiser = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.99))
-    log = _resume(checkpoint, identity, parameters, optimiser)
+    log = _resume(checkpoint, identity, parameters, optimiser, schedule.steps)
     weights = list(parameters.values())
     for step in _progress(title, range(log.steps, schedule.steps), schedule.steps, log):
         started = time.monotonic()
@@ -101,7 +94,7 @@ def train_stage(
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(weights, schedule.clip)
         for group in optimiser.param_groups:
-            group["lr"] = group["full_lr"] * factor(step, schedule)
+            group["lr"] = group["full_lr"] * schedule.share(step)
         optimiser.step()
         values = {name: float(value.detach()) for name, value in losses.items()}
         if not math.isfinite(values["loss"]):
@@ -152,7 +145,10 @@ def _resume(
     identity: str,
     parameters: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
+    steps: int,
 ) -> StageLog:
+    """The log of an earlier call, with values and moments put back; an empty one without an earlier
+    call of this identity that stopped at ``steps`` or before."""
     if not path.is_file():
         return StageLog()
     with safe_open(path, "pt") as file:
@@ -160,6 +156,8 @@ def _resume(
         if facts.get("identity") != identity:
             return StageLog()
         log = StageLog(**json.loads(facts["log"]))
+        if log.steps > steps:
+            return StageLog()
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(file.get_tensor(f"value/{name}"))

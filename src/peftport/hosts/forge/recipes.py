@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 
 
@@ -22,6 +23,26 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not 0 <= self.warmup < self.steps or self.lr <= 0:
             raise ValueError(f"schedule needs steps > warmup >= 0, batch >= 1, lr > 0, got {self}")
+
+    def share(self, step: int) -> float:
+        """Share of the full learning rate at a step (from 0)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / (self.steps - self.warmup)
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class ConstantSchedule(Schedule):
+    """AdamW with a linear warm-up to ``lr``, which then stays: where it stops changes nothing of
+    what came before."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.warmup < 0 or self.lr <= 0:
+            raise ValueError(f"schedule needs steps, batch >= 1, warmup >= 0, lr > 0, got {self}")
+
+    def share(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ frozen, so that a tuned host shares them with its parent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +65,15 @@ def tune(
     recipe: TuneRecipe,
     checkpoint: Path,
     identity: str,
+    stop: int | None = None,
 ) -> Tuned:
     """Train the encoder layers and the pooler of ``model`` in place.
 
     Args:
         train, held_out: runs of neighbouring sentences.
         checkpoint, identity: see :func:`~peftport.hosts.forge.loop.train_stage`.
+        stop: steps after which to stop, of the recipe's; all by default. The batches are those of
+            the whole recipe.
     """
     schedule = recipe.schedule
     pairs = make_pairs(words, train, recipe.max_tokens)
@@ -104,7 +107,8 @@ def tune(
         trained[f"heads.{name}"] = p
         rates[f"heads.{name}"] = recipe.head_lr
     before = measure()
-    log = train_stage(title, trained, rates, schedule, losses_at, checkpoint, identity)
+    until = schedule if stop is None else replace(schedule, steps=stop)
+    log = train_stage(title, trained, rates, until, losses_at, checkpoint, identity)
     return Tuned(before, measure(), log)
 
 
