@@ -66,8 +66,8 @@ _MAKING: Mapping[str, str] = {
         "From `minilm-base`, by the objective of `minilm-base-tuned` (masked language modelling"
         " and next-sentence choice; embeddings frozen, encoder layers and pooler trained; no"
         " dropout) at a rate that stays constant after the warm-up, so that each host lies on the"
-        " way to the next. Rate and stops were chosen by losses and distance, never by how anything ports. No"
-        " label is read.",
+        " way to the next. Rate and stops were chosen by losses and distance, never by how anything"
+        " ports. No label is read.",
     ),
 }
 _ONE_BUILD = (
