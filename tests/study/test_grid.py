@@ -57,6 +57,7 @@ def test_beside_the_grid() -> None:
     assert kinds("quick") == {"grid": 72, "ablation": 24, "source": 4, "native": 8}
     assert kinds("mini") == {"grid": 1440, "source": 160, "native": 80}
     assert kinds("mini-ablations") == {"grid": 864, "source": 96}
+    assert kinds("drift") == {"grid": 216, "source": 12, "native": 72}
     search = find_study("quick-rates").rates
     assert isinstance(search, Search)
     heads = len(search.head_rates)
@@ -71,6 +72,7 @@ def test_every_shipped_study_is_sound() -> None:
         "quick-rates",
         "quick-confirm",
         "hosts",
+        "drift",
         "mini",
         "mini-rates",
         "mini-ablations",
