@@ -4,7 +4,29 @@
 folders say of their hosts.
 """
 
+from peftport.port_folder.card import Worth
 from peftport.port_folder.prepare import Prepared, prepare
-from peftport.port_folder.run import Ported, carry_out, port, wanted_texts
+from peftport.port_folder.run import (
+    Ported,
+    both_hosts,
+    carried,
+    carry_out,
+    port,
+    wanted_texts,
+    with_notes,
+    write,
+)
 
-__all__ = ["Ported", "Prepared", "carry_out", "port", "prepare", "wanted_texts"]
+__all__ = [
+    "Ported",
+    "Prepared",
+    "Worth",
+    "both_hosts",
+    "carried",
+    "carry_out",
+    "port",
+    "prepare",
+    "wanted_texts",
+    "with_notes",
+    "write",
+]

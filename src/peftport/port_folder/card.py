@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -37,8 +38,29 @@ _SHOWN = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Worth:
+    """What a ported module is worth on its new host, measured with labels.
+
+    Attributes:
+        text: Markdown for the card.
+        index: entries of the Hub's ``model-index``.
+        steps: labelled steps it was trained there.
+    """
+
+    text: str
+    index: Sequence[Mapping[str, Any]]
+    steps: int
+
+
 def port_card(
-    prepared: Prepared, plan: PortPlan, made: Module, library: str, remark: str, base_model: str
+    prepared: Prepared,
+    plan: PortPlan,
+    made: Module,
+    library: str,
+    remark: str,
+    base_model: str,
+    worth: Worth | None = None,
 ) -> str:
     """A model card in Markdown with the Hub's front matter.
 
@@ -49,6 +71,7 @@ def port_card(
         library: whose format the folder is in.
         remark: why it is not in the source's format, or empty.
         base_model: how the folder names its host.
+        worth: what was measured with labels; None: nothing was.
     """
     hub_name, loader = _LIBRARIES[library]
     method, facts = made.config.method, made.notes["ported"]
@@ -56,17 +79,26 @@ def port_card(
         "base_model": visible(base_model),
         "library_name": hub_name,
         "tags": ["peftport", "ported", method, "text-classification"],
+        **({"model-index": [dict(entry) for entry in worth.index]} if worth else {}),
     }
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()
     source, target = prepared.source, prepared.target
     changed = f"\nIt is {visible(remark)}.\n" if remark else ""
+    trained = "It was not trained on its new host."
+    if worth and worth.steps:
+        trained = f"It was then trained there for {worth.steps} steps."
+    unknown = (
+        f"## Not measured\n\n**What this module is worth on {inline_code(target.name)} is "
+        "unknown.** No label was seen: nothing\nabove says how well it classifies there. Test it "
+        "on labelled texts before you rely on it."
+    )
     return f"""---
 {front}
 ---
 # {method} for {inline_code(target.name)}, ported from {inline_code(source.name)}
 
 A {method} module that was trained on {inline_code(source.name)} and carried over to
-{inline_code(target.name)} by peftport. It was not trained on its new host.
+{inline_code(target.name)} by peftport. {trained}
 
 | | host | shape | weights |
 |---|---|---|---|
@@ -93,10 +125,7 @@ Ported from {inline_code(prepared.adapter)} (digest `{facts["source"]["module"][
 
 {_maps({**facts.get("maps", {}), **_fits(facts.get("fits", {}))})}
 {_others(facts)}
-## Not measured
-
-**What this module is worth on {inline_code(target.name)} is unknown.** No label was seen: nothing
-above says how well it classifies there. Test it on labelled texts before you rely on it.
+{worth.text if worth else unknown}
 
 ## Use
 

@@ -11,7 +11,7 @@ from peftport.errors import InputError
 from peftport.formats import library_for, save_module
 from peftport.hosts.load import Host, load_host
 from peftport.methods.base import Module
-from peftport.port_folder.card import port_card
+from peftport.port_folder.card import Worth, port_card
 from peftport.port_folder.hosts import Named
 from peftport.port_folder.prepare import AUTO, Prepared, prepare
 from peftport.port_folder.texts import COLUMN, COUNT, read_texts, unlike
@@ -168,21 +168,23 @@ def carry_out(
 ) -> Ported:
     """Port and write what was prepared with an output; as :func:`port`."""
     assert prepared.output is not None, "prepare it with an output"
-    plan, module = prepared.plan, prepared.module
-    given: dict[str, Any] = {}
-    if prepared.needs_texts:
-        hosts = _hosts(prepared, texts, progress)
-        if prepared.layers == "cka":
-            plan = prepared.plan_with(cka_layers(hosts))
-        if plan.needs_texts:
-            given["hosts"] = hosts
-    if plan.needs_weights:
-        given["source_folder"] = prepared.source.folder
-        given["target_folder"] = prepared.target.folder
-    made = apply_port(plan, module, **given)
+    hosts = both_hosts(prepared, texts, progress) if prepared.needs_texts else None
+    made, plan = carried(prepared, hosts)
+    return write(
+        prepared,
+        plan,
+        with_notes(prepared, made),
+        prepared.output,
+        base_model=base_model,
+        overwrite=overwrite,
+    )
+
+
+def with_notes(prepared: Prepared, made: Module) -> Module:
+    """The ported module named after its new host, with notes that say where it comes from."""
     notes = {name: value for name, value in made.notes.items() if name in _TRAVEL}
     notes["source_notes"] = {
-        name: value for name, value in module.notes.items() if name not in _TRAVEL
+        name: value for name, value in prepared.module.notes.items() if name not in _TRAVEL
     }
     notes["ported"] = {
         **made.notes["ported"],
@@ -193,26 +195,70 @@ def carry_out(
             "fingerprint": prepared.target.spec.fingerprint,
         },
     }
-    made = replace(made, host=prepared.target.name, notes=notes)
+    return replace(made, host=prepared.target.name, notes=notes)
+
+
+def write(
+    prepared: Prepared,
+    plan: PortPlan,
+    made: Module,
+    output: Path,
+    *,
+    base_model: str | None = None,
+    overwrite: bool = False,
+    worth: Worth | None = None,
+) -> Ported:
+    """Write a ported module as a folder of its library, with a card.
+
+    Args:
+        prepared, plan: the port.
+        made: from :func:`with_notes`; it may have been trained since.
+        output: the folder.
+        base_model, overwrite: as :func:`port`.
+        worth: what was measured with labels, for the card.
+    """
     library, reasons = library_for(made, prepared.target.spec)
     remark = ""
     if library != prepared.library:
         because = "; ".join(reasons) or f"{library} runs it"
         remark = f"written as a {library} folder, not as {prepared.library}: {because}"
     name = base_model or prepared.target.library_name
-    card = port_card(prepared, plan, made, library, remark, name)
+    card = port_card(prepared, plan, made, library, remark, name, worth)
     save_module(
         made,
-        prepared.output,
+        output,
         spec=prepared.target.spec,
         base_model=name,
         overwrite=overwrite,
         extra={"README.md": card},
     )
-    return Ported(made, prepared.output, prepared, plan, library, remark)
+    return Ported(made, output, prepared, plan, library, remark)
 
 
-def _hosts(prepared: Prepared, texts: Sequence[str], progress: Progress | None) -> Correspondence:
+def carried(prepared: Prepared, hosts: Correspondence | None) -> tuple[Module, PortPlan]:
+    """The module on the target, in memory, and the plan that was followed.
+
+    Args:
+        prepared: with or without an output.
+        hosts: :func:`both_hosts`; needed where ``prepared.needs_texts``.
+
+    Raises:
+        RunError: the result is not finite.
+    """
+    plan = prepared.plan
+    if prepared.layers == "cka":
+        assert hosts is not None
+        plan = prepared.plan_with(cka_layers(hosts))
+    given: dict[str, Any] = {"hosts": hosts} if plan.needs_texts else {}
+    if plan.needs_weights:
+        given["source_folder"] = prepared.source.folder
+        given["target_folder"] = prepared.target.folder
+    return apply_port(plan, prepared.module, **given), plan
+
+
+def both_hosts(
+    prepared: Prepared, texts: Sequence[str], progress: Progress | None = None
+) -> Correspondence:
     """Both hosts loaded, with their activations on the texts to come."""
     source, target = (_load(prepared, host) for host in (prepared.source, prepared.target))
     return Correspondence(source, target, texts, prepared.task, progress=progress)
