@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peftport.assessing import assess as assess
     from peftport.data.datasets import load_dataset as load_dataset
     from peftport.formats import load_module as load_module
     from peftport.formats import save_module as save_module
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Module": "peftport.methods.base",
     "apply_port": "peftport.porting",
+    "assess": "peftport.assessing",
     "attach": "peftport.methods.attach",
     "inspect_host": "peftport.hosts.load",
     "load_dataset": "peftport.data.datasets",

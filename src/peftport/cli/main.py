@@ -21,9 +21,11 @@ from peftport.escape import visible
 
 #: command -> where its click object is, and the line that `peftport --help` shows
 _COMMANDS = {
+    "assess": ("peftport.cli.assess:assess", "Say what an adapter is worth on another host."),
     "hosts": ("peftport.cli.hosts:hosts", "List, inspect and build hosts."),
     "list": ("peftport.cli.lists:lists", "List methods, strategies, datasets or families."),
     "port": ("peftport.cli.port:port", "Port an adapter to another host, folder to folder."),
+    "predict": ("peftport.cli.predict:predict", "Predict whether an adapter will port."),
     "report": ("peftport.cli.report:report", "Write a study's report as HTML, and its table."),
     "study": ("peftport.cli.study:study", "Run, resume, inspect and export a study."),
     "train": ("peftport.cli.train:train", "Train one module and save it."),
