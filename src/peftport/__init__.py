@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from peftport.hosts.load import load_host as load_host
     from peftport.methods.attach import attach as attach
     from peftport.methods.base import Module as Module
+    from peftport.migrating import migrate as migrate
     from peftport.port_folder import port as port
     from peftport.porting import apply_port as apply_port
     from peftport.porting import plan_port as plan_port
+    from peftport.predicting import predict as predict
 
 __version__ = "0.1.0"
 
@@ -37,8 +39,10 @@ _WHERE = {
     "load_dataset": "peftport.data.datasets",
     "load_host": "peftport.hosts.load",
     "load_module": "peftport.formats",
+    "migrate": "peftport.migrating",
     "plan_port": "peftport.porting",
     "port": "peftport.port_folder",
+    "predict": "peftport.predicting",
     "save_module": "peftport.formats",
 }
 __all__ = ["__version__", *_WHERE]
