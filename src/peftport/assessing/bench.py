@@ -63,14 +63,14 @@ class Measured:
         ported, sampled: logits by budget.
         rates: chosen learning rates of the two.
         seconds: its share of the time.
-        best: by budget the ported module of the seed that scored best on validation texts.
+        best: by budget the seed whose ported module scored best on validation texts, and it.
     """
 
     ported: Logits
     sampled: Logits
     rates: Mapping[str, Rate]
     seconds: float
-    best: Mapping[int, Module] = field(default_factory=dict)
+    best: Mapping[int, tuple[int, Module]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -269,30 +269,31 @@ class Bench:
         budgets: Sequence[int],
         part: tuple[Encoded, Part],
         keep: Sequence[int] = (),
-    ) -> tuple[dict[tuple[str, str], Logits], dict[tuple[str, int], list[Module]]]:
+    ) -> tuple[dict[tuple[str, str], Logits], dict[tuple[str, int], list[tuple[int, Module]]]]:
         """Logits of every name and init at every budget; ported modules at the budgets in
         ``keep``, by name and budget."""
         encoded, _ = part
         shape = (len(runs), len(encoded), self.host.labels)
         out = {b: np.full(shape, np.nan, np.float32) for b in budgets}
-        kept: dict[tuple[str, int], list[Module]] = {}
+        kept: dict[tuple[str, int], list[tuple[int, Module]]] = {}
         for rows, budget, modules in self._trained(runs, budgets):
             self._put(out[budget], rows, modules, encoded)
             for row, module in zip(rows, modules, strict=True):
                 if budget in keep and runs[row].init == "ported" and isinstance(module, Module):
-                    kept.setdefault((runs[row].name, budget), []).append(module)
+                    own = kept.setdefault((runs[row].name, budget), [])
+                    own.append((runs[row].seed, module))
         places: dict[tuple[str, str], list[int]] = {}
         for at, run in enumerate(runs):
             places.setdefault((run.name, run.init), []).append(at)
         logits = {who: {b: values[at] for b, values in out.items()} for who, at in places.items()}
         return logits, kept
 
-    def _best(self, modules: Sequence[Module]) -> Module:
+    def _best(self, kept: Sequence[tuple[int, Module]]) -> tuple[int, Module]:
         """The one with the best validation score; of equals the first."""
         encoded, _ = self._parts["validation"]
-        out = np.full((len(modules), len(encoded), self.host.labels), np.nan, np.float32)
-        self._put(out, list(range(len(modules))), modules, encoded)
-        return modules[int(np.argmax([self.validated(logits) for logits in out]))]
+        out = np.full((len(kept), len(encoded), self.host.labels), np.nan, np.float32)
+        self._put(out, range(len(kept)), [module for _, module in kept], encoded)
+        return kept[int(np.argmax([self.validated(logits) for logits in out]))]
 
     def _put(
         self,

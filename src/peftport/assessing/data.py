@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from peftport.assessing.settings import Settings
-from peftport.data.datasets import Columns, Dataset, load_dataset
+from peftport.data.datasets import Dataset
 from peftport.data.splits import normalise, split_of
 from peftport.errors import InputError, UnknownName
 from peftport.methods.base import Module
@@ -54,12 +54,10 @@ class UserData:
 
 
 def labelled(
-    ref: str,
+    dataset: Dataset,
     module: Module,
     count: int | None,
     settings: Settings,
-    *,
-    columns: Columns | None = None,
     labels: LabelMap | None = None,
 ) -> UserData:
     """Labelled data, split by a stable hash unless it has splits of its own.
@@ -67,17 +65,15 @@ def labelled(
     What the adapter is known to have been trained on is left out of its training part.
 
     Args:
-        ref: a name, csv, jsonl or parquet file, folder, or Hub id.
+        dataset: the user's.
         module: the adapter; its notes may name its classes and its training data.
         count: how many classes it decides between; None: as many as the data has.
         settings: how many texts are used.
-        columns: which column is what.
         labels: which class of the data is which of the adapter's.
 
     Raises:
         InputError: data that cannot be used, or classes that do not correspond.
     """
-    dataset = load_dataset(ref, columns=columns)
     known = module.notes.get("data")
     seen = isinstance(known, Mapping) and known.get("digest") == dataset.digest
     index, notes = _classes(dataset, module, count, labels)
@@ -92,7 +88,7 @@ def labelled(
         parts[name] = Part(tuple(e.text for e in found), tuple(index[e.label] for e in found))
     if len(set(parts["test"].labels)) < 2:
         raise InputError(
-            f"the {len(parts['test'].labels)} test texts of '{ref}' are all of one class; "
+            f"the {len(parts['test'].labels)} test texts of '{dataset.name}' are all of one class; "
             "give more data"
         )
     names = [""] * max(count or 0, max(index) + 1)
@@ -101,7 +97,7 @@ def labelled(
     if seen:
         notes.append("its source-train split is left out: the adapter was trained on it")
     train, validation, test = parts.values()
-    return UserData(ref, tuple(names), train, validation, test, (*dataset.notes, *notes))
+    return UserData(dataset.name, tuple(names), train, validation, test, (*dataset.notes, *notes))
 
 
 def _classes(

@@ -19,7 +19,7 @@ from peftport.assessing.language import as_language_model
 from peftport.assessing.settings import Settings
 from peftport.assessing.show import markdown
 from peftport.assessing.verdict import Judgement, judge
-from peftport.data.datasets import Columns
+from peftport.data.datasets import Columns, load_dataset
 from peftport.data.tasks import Task
 from peftport.errors import InputError
 from peftport.formats.files import check_place, new_folder
@@ -155,9 +155,8 @@ def assess(
         column = columns.text if columns else "text"
         found = unlabelled(data, wanted, column=column)
     else:
-        found = labelled(
-            data, prepared.module, class_count(prepared), wanted, columns=columns, labels=labels
-        )
+        dataset = load_dataset(data, columns=columns)
+        found = labelled(dataset, prepared.module, class_count(prepared), wanted, labels)
     prepared = replace(prepared, task=fitting_task(prepared, found, task))
     hosts = both_hosts(prepared, found.train.texts[:PORT_TEXTS]) if prepared.needs_texts else None
     made, plan = carried(prepared, hosts)

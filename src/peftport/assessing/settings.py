@@ -9,6 +9,7 @@ from typing import Any
 from peftport.assessing.verdict import Thresholds
 from peftport.errors import InputError, UnknownName
 from peftport.porting.controls import KINDS
+from peftport.report.resample import MIN_LEVELS
 
 #: the seed that learning rates are chosen on; those of the trainings are 0, 1, ...
 SEARCH_SEED = 1000
@@ -21,7 +22,8 @@ class Settings:
 
     Attributes:
         budgets: steps at which modules are measured, ascending.
-        seeds: trainings of every init.
+        seeds: trainings of every init, at least three: with fewer, nothing is known of how much
+            they differ.
         native_steps: steps of native modules; 0: none are trained, and recovery is not known.
         rates, head_rates: the short lists that every init's learning rates are chosen from.
         batch: examples a step.
@@ -52,7 +54,7 @@ class Settings:
                 f"budgets must begin with 0, the module as it is, got {list(self.budgets)}"
             )
         for name, low in (("native_steps", 0), ("batch", 1), ("train", 1), ("validation", 1),
-                          ("test", 2), ("bank", 1), ("seeds", 1)):  # fmt: skip
+                          ("test", 2), ("bank", 1), ("seeds", MIN_LEVELS)):  # fmt: skip
             if getattr(self, name) < low:
                 raise InputError(f"{name} must be >= {low}, got {getattr(self, name)}")
         if self.seeds > _MOST_SEEDS:

@@ -188,8 +188,8 @@ def _answer(rows: tuple[Row, ...], wanted: Thresholds, native: bool) -> tuple[st
         short = "no recovery is known without native modules"
         if native:
             short = f"recovery is not surely above {accept:g} where it is ahead"
-        why = f"ahead of scratch and sampled by {scratch[ahead[0].budget].difference} at {where}"
-        return AHEAD, ahead[0].budget, f"{why} steps; {short}"
+        why = f"by {scratch[ahead[0].budget].difference}, and ahead of sampled, at {where} steps"
+        return AHEAD, ahead[0].budget, f"{why}; {short}"
     behind = [budget for budget, found in scratch.items() if found.behind(level)]
     if not behind and all(f.difference.high < wanted.margin for f in scratch.values()):
         return (
@@ -202,7 +202,7 @@ def _answer(rows: tuple[Row, ...], wanted: Thresholds, native: bool) -> tuple[st
         return (
             WORSE,
             behind[0],
-            f"behind scratch by {scratch[behind[0]].difference} at {where} steps",
+            f"by {scratch[behind[0]].difference} at {where} steps",
         )
     leads = "; ".join(f"{found.difference} at {budget}" for budget, found in scratch.items())
     return (

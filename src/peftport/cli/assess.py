@@ -36,12 +36,12 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"expected numbers like 0,10,30, got '{value}'", param, ctx)
 
 
-def measuring_options(command: Command) -> Command:
+def measuring_options(budgets: str, seeds: int) -> Callable[[Command], Command]:
     """How modules are trained and judged; passed by name, read by :func:`settings_from`."""
-    for option in reversed([
-        click.option("--budgets", type=Numbers(int), default="0,10,30,100", show_default=True,
+    options = [
+        click.option("--budgets", type=Numbers(int), default=budgets, show_default=True,
                      help="Steps before each measurement; begins with 0."),
-        click.option("--seeds", type=int, default=5, show_default=True,
+        click.option("--seeds", type=int, default=seeds, show_default=True,
                      help="Trainings of every init."),
         click.option("--native-steps", type=int, default=150, show_default=True,
                      help="Steps of native modules, the ceiling of recovery."),
@@ -62,9 +62,14 @@ def measuring_options(command: Command) -> Command:
                      help="Level of the tests against the controls, Holm-corrected over budgets."),
         click.option("--bank", type=click.IntRange(1), default=16, show_default=True,
                      help="Most modules that are trained together."),
-    ]):  # fmt: skip
-        command = option(command)
-    return command
+    ]  # fmt: skip
+
+    def apply(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
 
 
 def settings_from(given: dict[str, Any], accept: float) -> Settings:
@@ -122,7 +127,7 @@ def labels_from(pairs: tuple[str, ...]) -> dict[str, int | str] | None:
               help="No labels: measure the loss of held-out text (decoder hosts).")  # fmt: skip
 @click.option("--accept", type=float, default=0.9, show_default=True, metavar="RECOVERY",
               help="Recovery that counts as working; its interval must lie above.")  # fmt: skip
-@measuring_options
+@measuring_options("0,10,30,100", seeds=5)
 @json_option
 @quiet_option
 def assess(

@@ -24,6 +24,7 @@ _COMMANDS = {
     "assess": ("peftport.cli.assess:assess", "Say what an adapter is worth on another host."),
     "hosts": ("peftport.cli.hosts:hosts", "List, inspect and build hosts."),
     "list": ("peftport.cli.lists:lists", "List methods, strategies, datasets or families."),
+    "migrate": ("peftport.cli.migrate:migrate", "Port, assess and write a folder of adapters."),
     "port": ("peftport.cli.port:port", "Port an adapter to another host, folder to folder."),
     "predict": ("peftport.cli.predict:predict", "Predict whether an adapter will port."),
     "report": ("peftport.cli.report:report", "Write a study's report as HTML, and its table."),
