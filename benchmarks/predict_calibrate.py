@@ -34,6 +34,7 @@ from peftport.porting import Correspondence, apply_port, plan_port
 from peftport.porting.weights import HostFiles
 from peftport.predicting import FEATURES, measure
 from peftport.predicting.model import VARIANTS, Point, fit, left_out
+from peftport.report.tables import to_markdown
 from peftport.study.modules import from_bytes
 from peftport.study.store import Store
 
@@ -150,7 +151,7 @@ def publish(points: Sequence[Point], folder: Path, shipped: Path) -> None:
         y = np.array([p.recovery[budget] for p in points])
         lines.append(_line("method and shape only", budget, "all", y, _plain(points, budget)))
     table = pd.DataFrame(lines)
-    (folder / "left_out.md").write_text(table.to_markdown(index=False, floatfmt=".3f") + "\n")
+    (folder / "left_out.md").write_text(to_markdown(table))
     frame.round(4).to_csv(folder / "left_out.csv", index=False)
     single = []
     for name in FEATURES:
@@ -158,8 +159,8 @@ def publish(points: Sequence[Point], folder: Path, shipped: Path) -> None:
         y = [p.recovery[0] for p in points]
         rho = spearmanr(values, y).statistic if len(set(values)) > 1 else float("nan")
         single.append({"feature": name, "Spearman with recovery at 0": rho})
-    text = pd.DataFrame(single).to_markdown(index=False, floatfmt=".3f")
-    (folder / "features.md").write_text(text + "\n")
+    text = to_markdown(pd.DataFrame(single))
+    (folder / "features.md").write_text(text)
     chart = (
         alt.Chart(frame)
         .mark_circle(size=45, opacity=0.7)
