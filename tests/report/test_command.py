@@ -28,12 +28,15 @@ def test_writes_the_page_and_prints_the_answers(
     out = capsys.readouterr().out
     assert "1. Do ported modules beat modules trained from scratch?  YES" in out
     assert page.read_text().startswith("<!doctype html>")
-    assert {p.name for p in figures.iterdir()} == {
-        "curves-lora.svg", "curves-lora.png", "differences.svg", "differences.png",
-    }  # fmt: skip
+    names = {"curves", "differences", "pairs", "heat", "saved", "curves-lora"}
+    kinds = ("svg", "pdf", "png")
+    assert {p.name for p in figures.iterdir()} == {f"{n}.{k}" for n in names for k in kinds}
+    assert (figures / "heat.pdf").read_bytes().startswith(b"%PDF")
     assert (figures / "curves-lora.png").read_bytes().startswith(b"\x89PNG")
     assert "currentColor" not in (figures / "curves-lora.svg").read_text()
-    assert {"scores.csv", "scores.md", "missing.csv"} <= {p.name for p in tables.iterdir()}
+    assert {"scores.csv", "scores.md", "scores.tex", "missing.csv", "explored-effects.csv"} <= {
+        p.name for p in tables.iterdir()
+    }
     assert not list(tmp_path.rglob("*.tmp"))
     first = page.read_bytes()
     assert run(["report", str(store), "-q", "-o", str(page)]) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -13,9 +15,11 @@ import pandas as pd
 import pytest
 
 from peftport.errors import InputError
-from peftport.report import figures, html, terminal
+from peftport.report import html, output, terminal
 from peftport.report.build import Report, build
 from peftport.report.evidence import tidy, visible
+from peftport.report.figures.panels import shown
+from peftport.report.figures.style import COLOURS, to_svg
 from peftport.report.source import read_evidence
 from peftport.report.tables import to_markdown
 from peftport.report.views import score_view
@@ -59,20 +63,38 @@ def report(study: Any) -> Report:
     return build(study(sentences=100).evidence(), draws=100)
 
 
-def test_page_parses_and_has_no_script_or_request(report: Report) -> None:
+def test_page_parses_and_runs_only_its_own_scripts(report: Report) -> None:
     text = html.render(report)
     page = Page(text)
-    assert "script" not in page.tags
-    assert page.tags.count("svg") == len(report.figures) == 3
+    # the data, the drawing library, the page's own script
+    assert page.tags.count("script") == 3
+    policy = next(v for _, v in page.attributes if v and v.startswith("default-src"))
+    assert policy is not None and "default-src 'none'" in policy and "unsafe-eval" not in policy
+    bodies = text.split("<script>")[1:]
+    digests = [hashlib.sha256(b.split("</script>")[0].encode()).digest() for b in bodies]
+    allowed = policy.split("script-src ")[1].split()
+    assert allowed == [f"'sha256-{base64.b64encode(d).decode()}'" for d in digests]
     names = {name for name, _ in page.attributes}
     assert not [name for name in names if name.startswith("on")]
     links = [value for name, value in page.attributes if name in ("href", "src")]
     assert links and all(str(link).startswith("#") for link in links)
-    assert "url(" not in text and "@import" not in text
-    assert len(text) < 1_000_000
+    anchors = {value for name, value in page.attributes if name == "id"}
+    assert {str(link)[1:] for link in links} <= anchors
+    assert "url(" not in text.split("<script")[0] and "@import" not in text.split("<script")[0]
+    assert len(text) < 2_000_000
     told = " ".join(page.text)
     for words in ("Four claims", "Leak guard", "1,234", "Machine", "Nothing: every planned run"):
         assert words in told
+
+
+def test_every_figure_says_where_its_numbers_come_from(report: Report) -> None:
+    text = html.render(report)
+    panels = shown(report.explored)
+    assert [p.name for p in panels] == ["curves", "effects", "pairs", "heat", "saved"]
+    for panel in panels:
+        assert f'data-rows="{panel.name}"' in text
+        assert f'id="data-{panel.name}"' in text
+        assert f'id="{panel.how}"' in text
 
 
 def test_hostile_names_are_shown_as_text(study: Any) -> None:
@@ -87,22 +109,27 @@ def test_hostile_names_are_shown_as_text(study: Any) -> None:
     )
     text = html.render(build(evidence, draws=50))
     page = Page(text)
-    assert "script" not in page.tags
-    shown = "".join(page.text)
-    assert visible(HOSTILE) in shown
-    assert '<script>alert("x")</script>' in shown
-    assert "{{7*7}}" in shown and "49}" not in shown
-    assert "\u202e" not in text and "\u200b" not in text and "\\u202e" in shown
+    assert page.tags.count("script") == 3
+    told = "".join(page.text)
+    assert visible(HOSTILE) in told
+    assert '<script>alert("x")</script>' in told
+    assert "{{7*7}}" in told and "49}" not in told
+    assert '<script>alert("x")</script>' not in text
+    assert "\u202e" not in text and "\u200b" not in text and "\\u202e" in told
 
 
 def test_figures_keep_only_drawing_elements(report: Report) -> None:
-    for name, svg in html.svgs(report).items():
+    charts = output.charts(report)
+    assert list(charts)[:2] == ["curves", "differences"]
+    for name in ("differences", "curves-lora"):
+        chart, label = charts[name]
+        svg = to_svg(chart, label)
         root = ET.fromstring(svg)
-        assert root.get("aria-label") == html.label(report, name)
+        assert root.get("aria-label") == label
         kinds = {element.tag.rpartition("}")[2] for element in root.iter()}
         assert kinds <= {"svg", "g", "path", "text", "tspan", "line", "rect", "circle"}
         assert "currentColor" in svg
-        points = [e for e in root.iter() if e.get("fill") in figures.COLOURS.values()]
+        points = [e for e in root.iter() if e.get("fill") in COLOURS.values()]
         assert points
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from peftport.cli.options import echo_json, json_option, quiet_option
+from peftport.errors import InputError
 
 
 @click.command()
@@ -14,9 +15,9 @@ from peftport.cli.options import echo_json, json_option, quiet_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="HTML page to write; one file that opens offline.")  # fmt: skip
 @click.option("--figures", type=click.Path(path_type=Path), metavar="FOLDER",
-              help="Write every figure as SVG and PNG.")  # fmt: skip
+              help="Write every figure as SVG, PDF and PNG.")  # fmt: skip
 @click.option("--tables", type=click.Path(path_type=Path), metavar="FOLDER",
-              help="Write every table as CSV and Markdown.")  # fmt: skip
+              help="Write every table as CSV, Markdown and LaTeX.")  # fmt: skip
 @click.option("--with", "more", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
               help="Another store, for its ablations and native modules; repeatable.")  # fmt: skip
 @json_option
@@ -32,7 +33,8 @@ def report(
 ) -> None:
     """Report a study: the four answers and the scores here, everything in the page.
 
-    DIR is the store of a study, finished or not; the report says what is missing.
+    DIR is the store of a study, finished or not; the report says what is missing. An exported
+    table (csv, parquet) will do too: intervals then hold the test sentences fixed.
 
     \b
     Example:
@@ -43,6 +45,7 @@ def report(
     from peftport.report import output as write
     from peftport.report import terminal
     from peftport.report.build import build
+    from peftport.report.exported import is_export, read_export
     from peftport.report.source import read_evidence
 
     if output is not None:
@@ -50,7 +53,9 @@ def report(
     for folder in (figures, tables):
         if folder is not None:
             write.check_folder(folder)
-    made = build(read_evidence(store, more))
+    if is_export(store) and more:
+        raise InputError("--with needs stores; give the study's own store, not its export")
+    made = build(read_export(store) if is_export(store) else read_evidence(store, more))
     if output is not None:
         write.write_page(made, output)
     if figures is not None:

@@ -1,17 +1,18 @@
-"""A study's report before it is written anywhere: claims, tables, figures."""
+"""A study's report before it is written anywhere: claims, tables, what can be explored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import altair as alt
 import pandas as pd
 
 from peftport.errors import InputError
-from peftport.report import figures, tables
+from peftport.report import opinion, tables
 from peftport.report.claims import Claim, all_claims, beats
+from peftport.report.dataset import drawable
 from peftport.report.evidence import CONTROLS, Evidence
+from peftport.report.explore import explore
 from peftport.report.resample import DRAWS, Resampled
 from peftport.report.tables import PLACE
 
@@ -23,8 +24,10 @@ class Report:
     Attributes:
         metric: the metric that answers follow.
         claims: the four claims, by that metric.
-        tables: by name: scores, pooled, differences, ablations, recovery, sources, missing, failed.
-        figures: by name, in the order of the page.
+        family: claim to its p, adjusted over the family of claims.
+        tables: by name: scores, pooled, differences, opinions, ablations, recovery, sources, costs,
+            missing, failed.
+        explored: what the figures draw, by name: curves, effects, heat, directions, saved.
         unlike: trainings whose recomputed score differs from the exported one.
     """
 
@@ -32,8 +35,9 @@ class Report:
     metric: str
     draws: int
     claims: list[Claim]
+    family: Mapping[str, float]
     tables: Mapping[str, pd.DataFrame]
-    figures: Mapping[str, alt.Chart]
+    explored: Mapping[str, pd.DataFrame]
     unlike: list[str]
 
 
@@ -58,18 +62,15 @@ def build(evidence: Evidence, draws: int = DRAWS) -> Report:
         "scores": tables.score_table(evidence, scores, PLACE),
         "pooled": tables.score_table(evidence, scores, ["method"]),
         "differences": tables.difference_table(compared),
+        "opinions": opinion.second_opinions(evidence, scores[metric]),
         "ablations": tables.ablation_table(evidence, scores[metric]),
         "recovery": tables.recovery_table(evidence, scores[metric]),
         "sources": tables.source_table(evidence, scores),
+        "costs": tables.cost_table(evidence),
         "missing": evidence.missing,
         "failed": evidence.failed,
     }
-    drawn = {
-        f"curves-{method}": chart
-        for method, chart in figures.learning_curves(evidence, found["scores"], metric).items()
-    }
-    forest = figures.differences(claims, evidence.claim_budgets, metric)
-    if forest is not None:
-        drawn["differences"] = forest
     unlike = [name for resampled in scores.values() for name in resampled.unlike]
-    return Report(evidence, metric, draws, claims, found, drawn, unlike)
+    explored = drawable(evidence, explore(evidence, scores))
+    family = opinion.family(claims)
+    return Report(evidence, metric, draws, claims, family, found, explored, unlike)

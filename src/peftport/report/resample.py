@@ -15,17 +15,20 @@ arrays of arbitrary order (Ann. Appl. Stat. 6), for products of weights over cro
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from peftport.report.evidence import Evidence
 
 DRAWS = 2000
 MIN_LEVELS = 3
+#: sorted levels of a factor, and the level number of every unit ``[U]``
+Coded = tuple[list[Any], np.ndarray]
 FACTORS = {"seed": "seeds", "source": "source hosts", "target": "target hosts"}
 
 
@@ -41,6 +44,7 @@ class Interval:
         levels: factor to its number of levels.
         resampled: factors whose levels were resampled; the others were held fixed.
         rule: which interval was the wider one and is reported: ``bootstrap`` or ``t over seeds``.
+        sentences: whether test sentences were resampled too (they are unknown to an export).
     """
 
     point: float
@@ -52,6 +56,7 @@ class Interval:
     levels: dict[str, int]
     resampled: tuple[str, ...]
     rule: str
+    sentences: bool
     draws: np.ndarray = field(repr=False, compare=False)
 
     @property
@@ -121,6 +126,8 @@ class Resampled:
         self.metric = metric
         self.size = draws
         self._seed = seed
+        self._levels: dict[int, np.ndarray] = {}
+        self.sentences = len(evidence.labels) > 0
         cells = evidence.cells.dropna(subset=[metric])
         cells = cells.drop_duplicates(["key", "budget"])
         keys, budgets = cells["key"].to_numpy(object), cells["budget"].to_numpy()
@@ -129,6 +136,9 @@ class Resampled:
         self.point = cells[metric].to_numpy(float)
         self.one_class = np.zeros(len(cells), dtype=bool)
         self.unlike: list[str] = []
+        if not self.sentences:
+            self.draws = np.broadcast_to(self.point, (draws, len(self.point)))
+            return
         labels = evidence.labels
         values = np.zeros((len(cells), len(labels)), dtype=np.float64)  # [R, N]
         offset = self.point.copy()  # without scores the stored value stands still
@@ -167,23 +177,25 @@ class Resampled:
         found = zip(cells["key"], cells["budget"], strict=True)
         return np.array([self._rows[key, int(budget)] for key, budget in found], dtype=int)
 
-    def unit_weights(self, units: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
+    def unit_weights(self, coded: Mapping[str, Coded]) -> tuple[np.ndarray, tuple[str, ...]]:
         """Product weights of units ``[B, U]`` and the factors that were resampled."""
-        weights = np.ones((self.size, len(units)))
+        weights = np.ones((self.size, 1))
         resampled = []
-        for factor in FACTORS:
-            levels, codes = np.unique(units[factor].to_numpy(object), return_inverse=True)
+        for factor, (levels, codes) in coded.items():
             if len(levels) < MIN_LEVELS:
                 continue
             resampled.append(factor)
             mark = zlib.crc32(repr((factor, [str(level) for level in levels])).encode())
-            rng = np.random.default_rng([self._seed, mark])
-            weights *= level_weights(rng, self.size, len(levels))[:, codes]
-        return weights, tuple(resampled)
+            if mark not in self._levels:
+                rng = np.random.default_rng([self._seed, mark])
+                self._levels[mark] = level_weights(rng, self.size, len(levels))
+            weights = weights * self._levels[mark][:, codes]
+        units = len(next(iter(coded.values()))[1])
+        return np.broadcast_to(weights, (self.size, units)), tuple(resampled)
 
     def mean(
         self,
-        units: pd.DataFrame,
+        units: pd.DataFrame | Mapping[str, np.ndarray],
         plus: np.ndarray,
         minus: np.ndarray | None = None,
         first: np.ndarray | None = None,
@@ -191,14 +203,15 @@ class Resampled:
         """Mean over units of ``metric[plus] - metric[minus]``, or the difference of two such means.
 
         Args:
-            units: one line per run with the columns of FACTORS ``[U]``.
+            units: the columns of FACTORS, one value a run ``[U]``.
             plus, minus: row numbers ``[U]``; without ``minus`` the metric itself is averaged.
             first: True where a unit belongs to the first group ``[U]``; then the result is the
                 mean of the first group minus the mean of the others.
         """
         point = self.point[plus] - (0.0 if minus is None else self.point[minus])  # [U]
         drawn = self.draws[:, plus] - (0.0 if minus is None else self.draws[:, minus])  # [B, U]
-        weights, resampled = self.unit_weights(units)
+        coded = {factor: _coded(units[factor].tolist()) for factor in FACTORS}
+        weights, resampled = self.unit_weights(coded)
         draws = _contrast(drawn, weights, first)
         estimate = float(_contrast(point[None], np.ones((1, len(point))), first)[0])
         low, high = np.quantile(draws, [0.025, 0.975])
@@ -206,7 +219,7 @@ class Resampled:
         candidates = [(float(low), float(high), "bootstrap")]
         p = min(1.0, (2 * tail + 1) / (len(draws) + 1))
         for factor in resampled:
-            values = _level_values(point, units[factor].to_numpy(object), first)
+            values = _level_values(point, coded[factor][1], first)
             if len(values) >= MIN_LEVELS:
                 spread, p_t = _t_interval(values)
                 candidates.append(
@@ -216,15 +229,22 @@ class Resampled:
         low, high, rule = max(candidates, key=lambda c: c[1] - c[0])
         used = plus if minus is None else np.concatenate([plus, minus])
         return Interval(
-            estimate, low, high, p, len(units), len(set(self._keys[used])),
-            {factor: units[factor].nunique() for factor in FACTORS}, resampled, rule, draws,
+            estimate, low, high, p, len(plus), len(set(self._keys[used])),
+            {factor: len(levels) for factor, (levels, _) in coded.items()}, resampled, rule,
+            self.sentences, draws,
         )  # fmt: skip
+
+
+def _coded(values: list[Any]) -> Coded:
+    levels = sorted(set(values))
+    number = {level: at for at, level in enumerate(levels)}
+    return levels, np.array([number[value] for value in values], dtype=int)
 
 
 def _contrast(values: np.ndarray, weights: np.ndarray, first: np.ndarray | None) -> np.ndarray:
     """Weighted means of values ``[B, U]``, or their difference between two groups: ``[B]``."""
     if first is None:
-        return np.asarray((values * weights).sum(axis=1) / weights.sum(axis=1))
+        return np.einsum("bu,bu->b", values, weights) / weights.sum(axis=1)
     return _contrast(values[:, first], weights[:, first], None) - _contrast(
         values[:, ~first], weights[:, ~first], None
     )
@@ -251,8 +271,8 @@ def _t_interval(values: np.ndarray) -> tuple[float, float]:
     error = float(values.std(ddof=1)) / n**0.5
     if error == 0.0:
         return 0.0, 1.0 if values.mean() == 0 else 0.0
-    p = 2.0 * float(stats.t.sf(abs(values.mean()) / error, n - 1))
-    return float(stats.t.ppf(0.975, n - 1)) * error, p
+    p = 2.0 * float(stdtr(n - 1, -abs(values.mean()) / error))
+    return float(stdtrit(n - 1, 0.975)) * error, p
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -63,7 +63,20 @@ def _evidence(store: Store) -> Evidence:
         missing=_runs(rows[rows["status"] == "missing"]),
         failed=_runs(rows[rows["status"] == "failed"], ["error"]),
         guard=[(visible(name), f"{count:,}") for name, count in store.guard.items()],
+        digest=visible(study.digest),
+        volumes={
+            visible(name): float(sum(spec["layers"].values()) * spec["d_model"] ** 2)
+            for name, spec in hosts.items()
+        },
+        costs=_costs(rows, store.seconds()),
     )
+
+
+def _costs(rows: pd.DataFrame, seconds: Mapping[str, float]) -> pd.DataFrame:
+    done = rows[(rows["status"] == "done") & (rows["kind"] != "rate")].drop_duplicates("key")
+    costs = done[["key", "kind", "method", "init", "parameters"]].reset_index(drop=True)
+    costs["seconds"] = [seconds.get(key, float("nan")) for key in costs["key"]]
+    return costs
 
 
 def _read_scores(store: Store, cells: pd.DataFrame) -> Any:

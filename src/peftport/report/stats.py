@@ -58,7 +58,7 @@ def paired(evidence: Evidence, scores: Resampled, control: str, budget: int) -> 
 
 def mean_of(scores: Resampled, cells: pd.DataFrame) -> Interval | None:
     """Mean of the metric over runs at one budget, with its interval; None without runs."""
-    cells = cells.dropna(subset=[scores.metric])
+    cells = cells[cells[scores.metric].notna()]
     if cells.empty:
         return None
     return scores.mean(cells, scores.rows(cells))
@@ -92,6 +92,13 @@ def recovery(
     top, bottom = mean_of(scores, ported), mean_of(scores, native)
     if top is None or bottom is None:
         return None
+    return share(top, bottom, floor)
+
+
+def share(top: Interval, bottom: Interval, floor: float) -> Recovery:
+    """:func:`recovery` of means that are known: ported and native."""
+    if np.isnan(floor):
+        return Recovery(top, bottom, floor, None, "undefined: the floor is unknown")
     if not bottom.above(floor):
         why = f"undefined: native {bottom.point:.3f} is not above the floor {floor:.3f} for certain"
         return Recovery(top, bottom, floor, None, why)
@@ -100,7 +107,7 @@ def recovery(
     ratio = Interval(
         (top.point - floor) / (bottom.point - floor), low, high, float("nan"),
         top.runs + bottom.runs, top.trainings + bottom.trainings, top.levels, top.resampled,
-        "bootstrap", draws,
+        "bootstrap", top.sentences, draws,
     )  # fmt: skip
     return Recovery(top, bottom, floor, ratio, "")
 

@@ -77,7 +77,7 @@ def _interval(i: Interval | None) -> dict[str, Any]:
                 "trainings": 0, "seeds": 0, "interval": "", "resampled": ""}  # fmt: skip
     return {"difference": i.point, "low": i.low, "high": i.high, "p": i.p, "runs": i.runs,
             "trainings": i.trainings, "seeds": i.seeds, "interval": i.rule,
-            "resampled": ", ".join(("sentence", *i.resampled))}  # fmt: skip
+            "resampled": ", ".join([*["sentence"] * i.sentences, *i.resampled])}  # fmt: skip
 
 
 def ablation_table(evidence: Evidence, scores: Resampled) -> pd.DataFrame:
@@ -137,6 +137,43 @@ def source_table(evidence: Evidence, scores: Scores) -> pd.DataFrame:
         for group, own in cells.groupby(keys, sort=True)
     ]
     return pd.DataFrame(lines).rename(columns={"target": "host", "budget": "steps"})
+
+
+def cost_table(evidence: Evidence) -> pd.DataFrame:
+    """What trainings cost: how many, their trained parameters, seconds each and minutes in all."""
+    costs = evidence.costs
+    if costs.empty:
+        return costs
+    lines = []
+    for (kind, method, init), own in costs.groupby(["kind", "method", "init"], sort=True):
+        sizes = sorted({int(own["parameters"].min()), int(own["parameters"].max())})
+        lines.append({
+            "kind": kind, "method": method, "init": init, "trainings": len(own),
+            "parameters": " to ".join(f"{size:,}" for size in sizes),
+            "seconds_each": own["seconds"].mean(),
+            "minutes": own["seconds"].sum(min_count=1) / 60,
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def to_latex(table: pd.DataFrame) -> str:
+    """A ``booktabs`` table; every special character of LaTeX is escaped."""
+    head = " & ".join(_latex(str(name)) for name in table.columns)
+    rows = [" & ".join(_latex(cell) for cell in row) for row in _texts(table)]
+    kinds = [pd.api.types.is_numeric_dtype(table[name]) for name in table.columns]
+    columns = "".join("r" if numeric else "l" for numeric in kinds)
+    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", f"{head} \\\\", "\\midrule",
+             *(f"{row} \\\\" for row in rows), "\\bottomrule", "\\end{tabular}"]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+          "→": r"$\rightarrow$", "−": "$-$", "×": r"$\times$", "–": "--",
+          **{char: f"\\{char}" for char in "&%$#_{}"}}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)
 
 
 def to_markdown(table: pd.DataFrame) -> str:

@@ -76,6 +76,19 @@ def _place(evidence: Evidence, group: dict[str, object]) -> list[str]:
     return cells
 
 
+def p_cell(p: float) -> str:
+    """``<0.001``, ``0.051``"""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def signed(point: float, low: float, high: float) -> str:
+    """``+0.075 [+0.044, +0.121]``"""
+    if np.isnan(point):
+        return ""
+    ends = "" if np.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+    return f"{point:+.3f}{ends}"
+
+
 def answer_view(report: Report) -> View:
     """The four answers, each with the pooled difference at the budgets that decide."""
     budgets, rows = report.evidence.claim_budgets, []
@@ -85,10 +98,12 @@ def answer_view(report: Report) -> View:
         compared = next(iter(pooled.values())).compared if pooled else ""
         trainings = max((i.trainings for i in intervals if i), default=0)
         cells = ("" if i is None else str(i) for i in intervals)
-        rows.append((claim.name, claim.answer, compared, *cells, str(trainings)))
+        p = report.family.get(claim.name)
+        told = "" if p is None else p_cell(p)
+        rows.append((claim.name, claim.answer, compared, *cells, told, str(trainings)))
     steps = [f"{budget} steps" for budget in budgets]
-    header = ("claim", "answer", "difference", *steps, "distinct trainings")
-    return View(header, tuple(rows), len(steps) + 1)
+    header = ("claim", "answer", "difference", *steps, "p of the family", "distinct trainings")
+    return View(header, tuple(rows), len(steps) + 2)
 
 
 def claim_view(report: Report, claim: Claim) -> View:
@@ -107,7 +122,7 @@ def _scope(f: Finding) -> tuple[str, str, str]:
 
 
 def _result(f: Finding) -> tuple[str, str, str]:
-    p = "" if f.p_holm is None else "<0.001" if f.p_holm < 0.001 else f"{f.p_holm:.3f}"
+    p = "" if f.p_holm is None else p_cell(f.p_holm)
     return "" if f.interval is None else str(f.interval), p, f.answer
 
 
@@ -118,7 +133,7 @@ def difference_view(report: Report) -> View:
     keys, rows = ["metric", "compared", "method"], []
     for group, own in table.groupby(keys, sort=False):
         at = {
-            int(r["budget"]): f"{r['difference']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"
+            int(r["budget"]): signed(r["difference"], r["low"], r["high"])
             for r in own.to_dict("records")
             if not np.isnan(r["difference"])
         }
@@ -127,6 +142,36 @@ def difference_view(report: Report) -> View:
                      *(at.get(budget, "") for budget in report.evidence.budgets)))  # fmt: skip
     steps = [f"{budget} steps" for budget in report.evidence.budgets]
     return View(("metric", "compared", "method", *steps), tuple(rows), len(steps))
+
+
+def opinion_view(report: Report) -> View:
+    """Pooled differences by bootstrap, mixed model and exact test, with effect sizes."""
+    rows = [
+        (f"ported − {r['control']}", str(r["budget"]),
+         signed(r["bootstrap"], r["low"], r["high"]),
+         signed(r["mixed"], r["mixed_low"], r["mixed_high"]),
+         f"{p_cell(r['exact_p'])} (least possible {p_cell(r['least_p'])})",
+         f"{r['ahead']:.0%}", number(r["g"]), r["note"])
+        for r in report.tables["opinions"].to_dict("records")
+    ]  # fmt: skip
+    header = ("difference", "steps", "bootstrap", "mixed model", "exact p over seeds", "ahead",
+              "Hedges' g", "note on the model")  # fmt: skip
+    return View(header, tuple(rows))
+
+
+def cost_view(report: Report) -> View:
+    table = report.tables["costs"]
+    if table.empty:
+        return View((), ())
+    timed = table["seconds_each"].notna().any()
+    columns = ["trainings", "parameters", *(["seconds_each", "minutes"] if timed else [])]
+    rows = [
+        (r["kind"], r["method"], r["init"], f"{r['trainings']:,}", r["parameters"],
+         *(f"{r[c]:.1f}" for c in columns[2:]))
+        for r in table.to_dict("records")
+    ]  # fmt: skip
+    heads = ("kind", "method", "init", *(c.replace("_", " ") for c in columns))
+    return View(heads, tuple(rows), len(columns))
 
 
 def ablation_view(report: Report) -> View:

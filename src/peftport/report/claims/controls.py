@@ -21,7 +21,7 @@ from peftport.report.claims.base import (
     steps,
     together,
 )  # fmt: skip
-from peftport.report.evidence import METRIC_NAMES, Evidence
+from peftport.report.evidence import METRIC_NAMES, Evidence, sentence_count
 from peftport.report.resample import Resampled, holm
 from peftport.report.stats import Paired, paired
 
@@ -108,7 +108,7 @@ def _sentences(evidence: Evidence, metric: str, lines: Sequence[Finding]) -> lis
         compared[line.budget] = (
             f"{METRIC_NAMES[metric]} of {many(i.runs, 'pair')} of runs, matched by method, hosts, "
             f"data and seed, {many(i.trainings, 'distinct training')}, {many(i.seeds, 'seed')}, "
-            f"{many(len(evidence.labels), 'test sentence')}{conditions(evidence, i)}"
+            f"{sentence_count(evidence)}{conditions(evidence, i)}"
         )
     return [*told, *once(compared, "Compared: ")]
 
