@@ -51,7 +51,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [(text, ("bad", "good")[label]) for text, label in pico_reviews(900)]
     with (root / "d.csv").open("w") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
-    args = f"train lora --host {root}/old --data {root}/d.csv -o {root}/lora --lr 0.01 -q"
+    args = (
+        f"train lora --host {root}/old --data {root}/d.csv -o {root}/lora --lr 0.01 --steps 200 -q"
+    )
     assert run(args.split()) == 0
     return root
 
@@ -208,14 +210,10 @@ def test_an_adapter_without_labels_gets_loss_and_perplexity(decoder: Path) -> No
 
 def test_every_bank_holds_like_modules_and_no_more_than_asked(place: Path) -> None:
     host = load_host(str(place / "new"))
-    data = labelled(
-        load_dataset(str(place / "d.csv")), fresh_module(host, config_from_json({"method": "lora"}), 0),
-        2, QUICK,
-    )  # fmt: skip
+    config = config_from_json({"method": "lora"})
+    modules = {name: fresh_module(host, config, seed) for seed, name in enumerate("ab")}
+    data = labelled(load_dataset(str(place / "d.csv")), modules["a"], 2, QUICK)
     bench = Bench(host, data, Task(), replace(QUICK, bank=4))
-    modules = {
-        n: fresh_module(host, config_from_json({"method": "lora"}), s) for s, n in enumerate("ab")
-    }
     runs = bench._runs(modules, [(n, i) for n in "ab" for i in ("ported", "sampled")], {})
     sizes = [len(rows) for rows in bench._banks(runs)]
     assert sum(sizes) == 12 and sizes == [4, 4, 4]
