@@ -110,7 +110,7 @@ def test_filters_change_figures_tables_and_runs(opened: Callable[..., Any], file
     listed = page.inner_text("#rows-count")
     assert listed.startswith("111 lines")  # 1 method x 6 pairs x 3 seeds x 3 inits x 2, 3 natives
     assert "lora" not in page.inner_text("#rows-table tbody")
-    page.click("#reset")
+    page.click("#all-again")
     seen.drawn()
     assert page.locator("#figure-curves figure").count() == 2
     assert seen.errors == []

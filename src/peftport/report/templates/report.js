@@ -232,7 +232,7 @@
 
   by("filters").addEventListener("change", update);
   by("filters").addEventListener("submit", (event) => event.preventDefault());
-  by("reset").addEventListener("click", () => { by("filters").reset(); update(); });
+  by("all-again").addEventListener("click", () => { by("filters").reset(); update(); });
   by("rows-more").addEventListener("click", () => { limit += 10 * PAGE_ROWS; showRuns(); });
   for (const link of document.querySelectorAll("a[data-rows]")) {
     link.addEventListener("click", () => {
