@@ -33,9 +33,10 @@ def push(folder: Path, repo: str, *, public: bool = False, only: Sequence[str] =
         RunError: the Hub cannot be reached.
     """
     check_push(repo)
-    from httpx import HTTPError  # what huggingface_hub's client raises without an answer
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    no_answer = HfHubHTTPError.__bases__[0]  # its HTTP library's error, whichever it is
 
     api = HfApi(library_name="peftport")
     name = repo.removeprefix("hf://")
@@ -61,7 +62,7 @@ def push(folder: Path, repo: str, *, public: bool = False, only: Sequence[str] =
         raise InputError(
             f"HF_HUB_OFFLINE is set, so nothing can be pushed to '{name}'; unset it"
         ) from None
-    except (OSError, ValueError, HTTPError) as error:
+    except (OSError, ValueError, no_answer) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"cannot push to '{name}': {first}; the folder is in {folder}") from None
     return str(done.commit_url)

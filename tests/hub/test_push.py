@@ -89,7 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.server.files[value["path"]] = base64.b64decode(value["content"])
             self.server.commits += 1
             oid = "1" * 40
-            facts = {"commitUrl": f"{self.server.url}/commit/{oid}", "commitOid": oid}
+            name = self.path.removeprefix("/api/models/").split("/commit/")[0]
+            facts = {"commitUrl": f"{self.server.url}/{name}/commit/{oid}", "commitOid": oid}
             self._answer({"success": True, "hookOutput": "", **facts})
         else:
             self._answer({})
@@ -140,7 +141,7 @@ def test_a_new_repository_is_private_and_gets_everything_at_once(
 ) -> None:
     done = pushed(hub, folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{hub.url}/commit/{'1' * 40}"
+    assert done.stdout.strip() == f"{hub.url}/org/mine/commit/{'1' * 40}"
     assert hub.repos == {"org/mine": True} and hub.commits == 1
     assert hub.files == {
         "README.md": (folder / "README.md").read_bytes(),

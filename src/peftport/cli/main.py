@@ -29,6 +29,7 @@ _COMMANDS = {
     "predict": ("peftport.cli.predict:predict", "Predict whether an adapter will port."),
     "report": ("peftport.cli.report:report", "Write a study's report as HTML, and its table."),
     "study": ("peftport.cli.study:study", "Run, resume, inspect and export a study."),
+    "track": ("peftport.cli.track:track", "Write a study's results into a tracker."),
     "train": ("peftport.cli.train:train", "Train one module and save it."),
 }
 #: what the user can mend (exit 2), among the errors of the operating system

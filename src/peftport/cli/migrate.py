@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from peftport.cli.assess import columns_from, measuring_options, settings_from
-from peftport.cli.options import echo_json, echo_table, json_option, quiet_option
+from peftport.cli.options import (
+    echo_json,
+    echo_table,
+    json_option,
+    push_options,
+    quiet_option,
+)
 
 #: characters of a reason on a terminal; the files hold all of it
 _WHY = 100
@@ -42,6 +48,7 @@ _WHY = 100
 @click.option("--limit", type=click.IntRange(1), metavar="N",
               help="Do about so many adapters now; the same command goes on.")  # fmt: skip
 @measuring_options("0,10,30", seeds=3)
+@push_options
 @json_option
 @quiet_option
 def migrate(
@@ -57,6 +64,8 @@ def migrate(
     label_column: str | None,
     language_model: bool,
     limit: int | None,
+    push_to_hub: str | None,
+    public: bool,
     as_json: bool,
     quiet: bool,
     **measuring: Any,
@@ -72,6 +81,10 @@ def migrate(
       peftport migrate adapters --target org/host --data table.yaml -o migrated
     """
     settings = settings_from(measuring, accept)
+    from peftport.hub import check_push, push
+
+    if push_to_hub is not None:
+        check_push(push_to_hub)
     from peftport.migrating import migrate as run
     from peftport.migrating.triage import COLUMNS, CSV, HTML
 
@@ -89,6 +102,10 @@ def migrate(
         limit=limit,
         quiet=quiet or as_json,
     )
+    where = ""
+    if push_to_hub is not None and (found.count("keep") or found.count("repaired")):
+        only = ("adapters/**", CSV, HTML)
+        where = push(found.folder, push_to_hub, public=public, only=only)
     if as_json:
         echo_json([asdict(line) for line in found.lines])
         return
@@ -97,6 +114,8 @@ def migrate(
     kinds = ("keep", "repaired", "retrain", "refused")
     click.echo(f"\n{', '.join(f'{found.count(kind)} {kind}' for kind in kinds)}.")
     click.echo(f"Saved in {output}: {CSV}, {HTML}, adapters")
+    if where:
+        click.echo(f"Pushed to {where}")
 
 
 def _short(text: str) -> str:

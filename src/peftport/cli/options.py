@@ -27,6 +27,16 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def push_options(command: Command) -> Command:
+    """``--push-to-hub ID`` and ``--public``; passed as ``push_to_hub`` and ``public``."""
+    command = click.option(
+        "--public", is_flag=True, help="What is pushed may be read by everybody."
+    )(command)
+    return click.option(
+        "--push-to-hub", metavar="ID", help="Upload the result to the Hub as org/name; private."
+    )(command)
+
+
 def echo_json(data: object) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
 

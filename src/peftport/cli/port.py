@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peftport.cli.options import echo_json, json_option, parse_settings, quiet_option
+from peftport.cli.options import (
+    echo_json,
+    json_option,
+    parse_settings,
+    push_options,
+    quiet_option,
+)
 from peftport.errors import InputError
 from peftport.escape import visible
 
@@ -51,6 +57,7 @@ _LARGE = 3
               help="How the folder names its host.  [default: HOST without revision]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace a folder that peftport wrote.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; read no texts and write nothing.")
+@push_options
 @json_option
 @quiet_option
 def port(
@@ -72,6 +79,8 @@ def port(
     base_model: str | None,
     overwrite: bool,
     dry_run: bool,
+    push_to_hub: str | None,
+    public: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -85,8 +94,11 @@ def port(
       peftport port out/lora --target minilm-base --texts rotten-tomatoes -o out/lora-on-base
       peftport port org/adapter@v2 --target org/host --source org/old --dry-run
     """
+    from peftport.hub import check_push, push
     from peftport.port_folder import carry_out, prepare, wanted_texts
 
+    if push_to_hub is not None:
+        check_push(push_to_hub)
     if output is None and not dry_run:
         raise InputError("give the new folder with -o, or --dry-run")
     task: dict[str, Any] = {"template": template, "max_tokens": max_tokens}
@@ -122,10 +134,13 @@ def port(
             overwrite=overwrite,
             progress=lambda done, _: bar.update(done - bar.n) and None,
         )
+    where = push(made.folder, push_to_hub, public=public) if push_to_hub is not None else None
     if as_json:
-        echo_json(made.to_json())
+        echo_json({**made.to_json(), **({"pushed": where} if where else {})})
     else:
         click.echo(_sentences(made))
+        if where:
+            click.echo(f"Pushed to {where}")
 
 
 def _show_plan(prepared: Prepared, as_json: bool) -> None:
