@@ -19,7 +19,7 @@ from peftport.methods.bank import Bank
 from peftport.methods.base import Module, config_from_json, method_of
 from peftport.testing.pico import pico_bert, pico_reviews, pico_t5
 from peftport.train.evaluate import bank_scores, class_scores
-from peftport.train.fused import Slot, dtype_of, program_of, train_bank, trains_in_banks
+from peftport.train.fused import Slot, program_of, train_bank, trains_in_banks
 from peftport.train.reference import TrainSpec, fresh_module, train
 
 WORDS = ("negative", "positive")
@@ -166,8 +166,8 @@ def test_float32_gradients(folders: dict[str, str], family: str, name: str) -> N
 
     packed = pack([encoded.ids, encoded.ids[::-1]])
     own = torch.as_tensor(np.concatenate([labels, labels[::-1]]))[packed.order]
-    bank = Bank(host.spec, modules, dtype=dtype_of(host), grad=True)
-    bank.layer.refresh()
+    bank = Bank(host.spec, modules, dtype=host.dtype, grad=True)
+    bank.refresh()
     losses = program_of(host).losses(packed, bank.layer, own)
     grads = torch.autograd.grad(losses.sum(), bank.leaves)
     for k, module in enumerate(modules):

@@ -48,10 +48,20 @@ def study() -> None:
               help="Memory for '--bank auto'; default half of what is free.")  # fmt: skip
 @click.option("--kernel", metavar="NAME", help="Matrix product of the frozen weights (onednn, "
               "torch); default the faster one when the store is made, then kept.")  # fmt: skip
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Where modules are trained and measured; default cpu, then kept.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]),
+              help="Weights of the hosts there; modules stay float32. Default float32, then "
+              "kept.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and compute nothing.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N",
               help="Do at most N trainings, rounded up to whole banks.")  # fmt: skip
 @click.option("--retry-failed", is_flag=True, help="Try failed runs again.")
+@click.option("--retry-damaged", is_flag=True,
+              help="Read the whole store first, and do again what is damaged.")  # fmt: skip
 @json_option
 @quiet_option
 def run(
@@ -61,9 +71,12 @@ def run(
     bank: int | None,
     memory_gb: float | None,
     kernel: str | None,
+    device: str | None,
+    dtype: str | None,
     dry_run: bool,
     limit: int | None,
     retry_failed: bool,
+    retry_damaged: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -84,28 +97,33 @@ def run(
         raise InputError("--store is missing; give the folder that results are kept in")
     if folder is not None:
         Store.check_grid(folder, chosen)
+    from peftport.hosts.packed.device import use_device
     from peftport.hosts.packed.kernels import use_kernel
     from peftport.study.drive import Options, prepare, run_study
     from peftport.study.executors.base import executors
-    from peftport.study.sizing import Wish
+    from peftport.study.sizing import Wish, recorded_device
 
     executors.get(executor)
     if kernel is not None:
         use_kernel(kernel)
-    wish = Wish(bank, memory_gb, kernel)
-    recorded = None
+    if device is not None:
+        use_device(device)
+    wish = Wish(bank, memory_gb, kernel, device, dtype)
+    recorded, kept = None, dtype or "float32"
     if folder is not None and Store.is_there(folder):
         with Store.read(folder) as store:
             wish.check(store.environment)
             recorded = int(store.environment["bank"])
-    prepared = prepare(chosen)
+            _, kept = recorded_device(store.environment)
+    prepared = prepare(chosen, kept)
     if dry_run:
         _show_plan(prepared, wish, recorded, as_json)
         return
     assert folder is not None
     if not quiet:
         _show_guard(prepared.materials.guard)
-    status = run_study(prepared, folder, Options(executor, limit, retry_failed, quiet, wish))
+    options = Options(executor, limit, retry_failed, quiet, wish, retry_damaged)
+    status = run_study(prepared, folder, options)
     if as_json:
         echo_json(status)
     elif not quiet:
@@ -142,6 +160,43 @@ def status(folder: Path, as_json: bool, quiet: bool) -> None:
     echo_table(("", *states), lines)
     for text in [*(f"failed: {error}" for error in found["errors"]), *notes]:
         click.echo(text)
+
+
+@study.command()
+@_STORE
+@json_option
+@quiet_option
+def verify(folder: Path, as_json: bool, quiet: bool) -> None:
+    """Read everything in a store again, and say what is damaged.
+
+    Every score, module and planned run is compared with the digest that was kept of it. Ends with
+    1 when something is damaged; what can be done again is, with 'study run ... --retry-damaged'.
+
+    \b
+    Example:
+      peftport study verify runs/quick
+    """
+    from peftport.study.database import DamagedStore
+    from peftport.study.verify import verify as read_again
+
+    try:
+        with Store.read(folder) as store:
+            found = read_again(store)
+    except DamagedStore as error:
+        raise RunError(str(error)) from None
+    if as_json:
+        echo_json(found.to_json())
+    elif not quiet:
+        read = ", ".join(f"{count} {name}" for name, count in found.counts.items())
+        click.echo(f"read {read or 'nothing'}")
+        for damage in found.damages:
+            click.echo(f"damaged: {damage.text}; {damage.remedy}")
+        if found.unused:
+            click.echo(f"{len(found.unused)} module files belong to no result; they do no harm")
+    if found.damages:
+        raise RunError(
+            f"{len(found.damages)} damages in store '{folder}'; {found.damages[0].remedy}"
+        )
 
 
 @study.command()

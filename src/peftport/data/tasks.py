@@ -87,11 +87,13 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, indices: Sequence[int], pad_id: int) -> dict[str, Tensor]:
+    def batch(
+        self, indices: Sequence[int], pad_id: int, device: torch.device | None = None
+    ) -> dict[str, Tensor]:
         """The chosen texts, padded on the right to the longest of them.
 
         Returns:
-            ``input_ids`` and ``attention_mask``, both int64  [B, T].
+            ``input_ids`` and ``attention_mask``, both int64  [B, T], on the device (the CPU).
         """
         rows = [self.ids[index] for index in indices]
         width = max(map(len, rows))
@@ -100,7 +102,7 @@ class Encoded:
         for at, row in enumerate(rows):
             input_ids[at, : len(row)] = torch.tensor(row, dtype=torch.long)
             mask[at, : len(row)] = 1
-        return {"input_ids": input_ids, "attention_mask": mask}
+        return {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
 
 
 def encode(tokenizer: Any, texts: Sequence[str], task: Task) -> Encoded:

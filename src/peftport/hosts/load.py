@@ -54,6 +54,14 @@ class Host:
         return self.family.program(self.model, self.spec, head=self.head, words=self.words)
 
     @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)
 
@@ -153,6 +161,7 @@ def load_host(
     labels: int = 2,
     head: str = "pooler",
     dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
     verbalisers: Sequence[str] | None = None,
 ) -> Host:
     """Load a host, freeze it, and put it in eval mode.
@@ -162,6 +171,7 @@ def load_host(
         labels: number of classes.
         head: ``pooler`` or ``mean``; ignored by families that answer with a word.
         dtype: dtype of the weights (float64 in conformance tests).
+        device: where the weights lie; the CPU when None.
         verbalisers: label words, one a class; needed by families that answer with a word.
 
     Raises:
@@ -180,6 +190,8 @@ def load_host(
     model.requires_grad_(False)
     for parameter in family.head_parameters(model).values():
         parameter.zero_()  # a host alone has no trained head: it decides nothing
+    if device is not None:
+        model.to(device)
     words = None
     if family.decides_by == "word" and verbalisers is not None:
         words = label_words(tokenizer, verbalisers, ends=family.ends_words)

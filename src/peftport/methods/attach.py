@@ -165,11 +165,13 @@ def _attach_head(
     return undo
 
 
-def trainable(module: Module, dtype: torch.dtype = torch.float32) -> Module:
+def trainable(
+    module: Module, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Module:
     """The same module with every tensor a fresh leaf that requires grad."""
 
     def leaf(tensor: Tensor) -> nn.Parameter:
-        return nn.Parameter(tensor.detach().to(dtype).clone())
+        return nn.Parameter(tensor.detach().to(device, dtype).clone())
 
     return replace(
         module,
@@ -179,9 +181,13 @@ def trainable(module: Module, dtype: torch.dtype = torch.float32) -> Module:
 
 
 def frozen(module: Module) -> Module:
-    """The same module with detached copies of its tensors."""
+    """The same module with detached copies of its tensors, on the CPU."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.detach().cpu().clone()
+
     return replace(
         module,
-        state={s: {n: t.detach().clone() for n, t in ts.items()} for s, ts in module.state.items()},
-        head={n: t.detach().clone() for n, t in module.head.items()},
+        state={s: {n: copy(t) for n, t in ts.items()} for s, ts in module.state.items()},
+        head={n: copy(t) for n, t in module.head.items()},
     )

@@ -1,8 +1,8 @@
 """A bank: K modules of one method at work on one frozen host at once.
 
 Every parameter has a leading axis K. Texts come packed, slot after slot, so each slot's rows are a
-span; what a module does to its rows is computed span by span and never mixes two slots: a slot
-that holds NaN cannot touch another.
+span; what a module does to its rows is computed span by span (on an accelerator: in one batched
+product) and never mixes two slots: a slot that holds NaN cannot touch another.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from peftport.errors import InputError
 from peftport.hosts.packed.base import Acts
+from peftport.hosts.packed.device import batched, wide
 from peftport.hosts.packed.layout import Spans
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig, Module, State, method_of
@@ -44,15 +45,29 @@ class BankLayer(Acts):
 class Bank:
     """K modules stacked, with all their parameters in one tensor.
 
+    Args:
+        spec: their host's.
+        modules: K modules of one config and the same shapes.
+        dtype: the host's. Parameters are kept in float32 at least, and rounded to it when they
+            act.
+        grad: whether they are trained.
+        device: the host's.
+
     Attributes:
         flat: every slot's parameters  [K, P]: the body's first, then the head's.
         body: how many of the P belong to the body.
-        leaves: views of ``flat`` by tensor, which autograd sees.
+        leaves: views by tensor of ``flat``, or of its copy in the host's dtype; autograd sees them.
         layer: the bank layer over those views.
     """
 
     def __init__(
-        self, spec: HostSpec, modules: Sequence[Module], *, dtype: torch.dtype, grad: bool
+        self,
+        spec: HostSpec,
+        modules: Sequence[Module],
+        *,
+        dtype: torch.dtype,
+        grad: bool,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> None:
         first = modules[0]
         for module in modules[1:]:
@@ -62,9 +77,11 @@ class Bank:
                     f"{first.config} and {module.config}"
                 )
         self.modules = list(modules)
+        kept = wide(dtype)
         self.flat = torch.stack(
-            [torch.cat([t.detach().to(dtype).flatten() for _, t in m.tensors()]) for m in modules]
-        )  # [K, P]
+            [torch.cat([t.detach().to(kept).flatten() for _, t in m.tensors()]) for m in modules]
+        ).to(device)  # [K, P]
+        self._live = self.flat.to(dtype)  # flat itself where that is its dtype
         self.body = sum(t.numel() for ts in first.state.values() for t in ts.values())
         self.leaves: list[Tensor] = []
         at = 0
@@ -83,27 +100,38 @@ class Bank:
 
     def _leaf(self, like: Tensor, at: int, grad: bool) -> tuple[Tensor, int]:
         end = at + like.numel()
-        leaf = self.flat[:, at:end].view(len(self.flat), *like.shape).detach()
+        leaf = self._live[:, at:end].view(len(self.flat), *like.shape).detach()
         self.leaves.append(leaf.requires_grad_(grad))
         return leaf, end
 
+    def refresh(self) -> None:
+        """Called once before every pass, since ``flat`` may have changed."""
+        if self._live is not self.flat:
+            with torch.no_grad():
+                self._live.copy_(self.flat)
+        self.layer.refresh()
+
     def gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
-        """Gradients of the leaves side by side  [K, P]; zero where one is unused."""
+        """Gradients of the leaves side by side, in the dtype of ``flat``  [K, P]; zero where one
+        is unused."""
         rows = len(self.flat)
         parts = [
             (torch.zeros_like(leaf) if grad is None else grad).reshape(rows, -1)
             for leaf, grad in zip(self.leaves, grads, strict=True)
         ]
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1).to(self.flat.dtype)
 
     def module(self, slot: int, spec: HostSpec) -> Module:
         """A detached copy of one slot's module, in the form that is kept."""
-        like, layer = self.modules[slot], self.layer
+        like = self.modules[slot]
+        row = self.flat[slot].detach().cpu()
+        tensors = [tensor for _, tensor in like.tensors()]
+        parts = iter(row.split([t.numel() for t in tensors]))
         state = {
-            site: {name: tensor[slot].detach().clone() for name, tensor in tensors.items()}
-            for site, tensors in layer.state.items()
+            site: {name: next(parts).view(t.shape).clone() for name, t in own.items()}
+            for site, own in like.state.items()
         }
-        head = {name: tensor[slot].detach().clone() for name, tensor in layer.head.items()}
+        head = {name: next(parts).view(t.shape).clone() for name, t in like.head.items()}
         config, kept = method_of(like.config).finish(spec, like.config, state)
         return replace(like, config=config, state=kept, head=head)
 
@@ -128,7 +156,12 @@ def slot_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spans: Spans) ->
     Returns:
         [N, d_out]
     """
-    return _SlotLinear.apply(x, weight, bias, spans)
+    if not batched(x.device):
+        made: Tensor = _SlotLinear.apply(x, weight, bias, spans)
+        return made
+    rows = x.view(len(spans), -1, x.shape[1])  # [K, M, d_in]
+    out = torch.bmm(rows, weight.mT)  # [K, M, d_out]
+    return (out if bias is None else out + bias[:, None]).flatten(0, 1)
 
 
 class _SlotLinear(torch.autograd.Function):

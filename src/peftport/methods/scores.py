@@ -31,7 +31,7 @@ def class_scores(host: Host, module: Module | None, encoded: Encoded, rows: int 
     scores = np.zeros((len(encoded.ids), host.labels), dtype=np.float32)
     with attach(host.model, module, spec=host.spec) if module is not None else nullcontext():
         for batch_rows in eval_batches(encoded.lengths, rows):
-            batch = encoded.batch(batch_rows, host.pad_id)
+            batch = encoded.batch(batch_rows, host.pad_id, host.device)
             out = host.family.scores(host.model, batch, host.words)  # [B, C]
-            scores[np.asarray(batch_rows)] = out.float().numpy()
+            scores[np.asarray(batch_rows)] = out.float().cpu().numpy()
     return scores

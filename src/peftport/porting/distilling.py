@@ -90,7 +90,7 @@ def _in_a_bank(
     for step, rows in enumerate(orders):
         packed = pack([[encoded.ids[i] for i in rows]] * count)
         wanted = torch.cat([own[rows] for own in logits])[packed.order].to(dtype)
-        bank.layer.refresh()
+        bank.refresh()
         scores = program.scores(packed, bank.layer)  # [count * batch, C]
         losses = divergence(scores, wanted).view(count, -1).mean(1)
         grads = torch.autograd.grad(losses.sum(), bank.leaves, allow_unused=True)

@@ -30,8 +30,9 @@ from peftport.study.planned import Outcome, Planned
 from peftport.study.progress import Progress
 from peftport.study.rates import Search
 from peftport.study.runner import Runner
-from peftport.study.sizing import Wish, decide, recorded_kernel
+from peftport.study.sizing import Wish, decide, recorded_device, recorded_kernel
 from peftport.study.store import Store
+from peftport.study.verify import COPY, verify
 from peftport.train.metrics import metrics
 
 _PACKAGES = ("peftport", "torch", "transformers", "tokenizers", "numpy", "safetensors")
@@ -59,6 +60,7 @@ class Options:
         executor: where banks are done.
         limit: do at most so many trainings, rounded up to whole banks.
         retry_failed: do failed trainings again.
+        retry_damaged: read the store again, and do what is damaged again.
         quiet: print no progress.
         sizing: how large banks are; used when the store is made.
     """
@@ -68,11 +70,17 @@ class Options:
     retry_failed: bool = False
     quiet: bool = False
     sizing: Wish = field(default_factory=Wish)
+    retry_damaged: bool = False
 
 
-def prepare(study: Study) -> Prepared:
-    """Find and check everything; computes nothing. Raises InputError."""
-    materials = gather(study)
+def prepare(study: Study, dtype: str = "float32") -> Prepared:
+    """Find and check everything; computes nothing. Raises InputError.
+
+    Args:
+        study: the grid.
+        dtype: of the hosts' weights while modules are trained on them.
+    """
+    materials = gather(study, dtype)
     plan = make_plan(materials)
     planned = Planned(
         study=study,
@@ -99,8 +107,11 @@ def run_study(prepared: Prepared, folder: Path, options: Options) -> dict[str, A
         planned = replace(planned, environment={**planned.environment, **chosen})
     with Store.write(folder, planned) as store:
         options.sizing.check(store.environment)
+        if options.retry_damaged:
+            _put_back(store)
         threads, kernel = int(store.environment["threads"]), recorded_kernel(store)
-        executor = make_executor(lambda: Runner(materials, threads, kernel))
+        device, _ = recorded_device(store.environment)
+        executor = make_executor(lambda: Runner(materials, threads, kernel, device))
         todo = _todo(store, plan, options)
         banks = [keys for wave in todo for keys in wave]
         costs = {keys: sum(cost_s(materials, plan.trainings[k]) for k in keys) for keys in banks}
@@ -112,6 +123,15 @@ def run_study(prepared: Prepared, folder: Path, options: Options) -> dict[str, A
                     failed = sum(outcome.error is not None for outcome in outcomes)
                     progress.step(costs[keys], _name(plan, keys), failed)
         return store.status()
+
+
+def _put_back(store: Store) -> None:
+    """Results that are damaged are missing from now on. Raises InputError where that is not
+    enough."""
+    found = verify(store)
+    if found.lasting:
+        raise InputError(f"store '{store.folder}': {found.lasting[0]}; {COPY}")
+    store.mark_damaged(found.trainings)
 
 
 def _todo(store: Store, plan: Plan, options: Options) -> list[list[Keys]]:
@@ -223,13 +243,15 @@ def recompute(store: Store, key: str, budget: int) -> Module:
     module = from_bytes(store.module(key))
     if module.digest == kept:
         return module
-    prepared = prepare(store.study)
+    device, dtype = recorded_device(store.environment)
+    prepared = prepare(store.study, dtype)
     if key not in prepared.plan.trainings:
         raise InputError(
             f"run {key} cannot be made again: hosts, data or peftport are not what they were"
         )
     plan, environment = prepared.plan, store.environment
-    runner = Runner(prepared.materials, int(environment["threads"]), recorded_kernel(store))
+    threads, kernel = int(environment["threads"]), recorded_kernel(store)
+    runner = Runner(prepared.materials, threads, kernel, device)
     banks = [keys for wave in compose(plan, int(environment["bank"])) for keys in wave]
     whole = next(keys for keys in banks if key in keys)
     # alone is cheap, and often bit for bit what it is in its bank

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from peftport.hosts.families.base import Family, families
 from peftport.hosts.spec import HostSpec
-from peftport.study.materials import Materials
+from peftport.study.materials import Materials, in_banks
 from peftport.study.plan import Training
 from peftport.train.sizing import bank_bytes
 
@@ -71,11 +70,6 @@ def body_parameters(spec: HostSpec) -> int:
     roles = {site.role for site in spec.sites if site.block == "ff" and site.stack == stack}
     feed_forward = (3 if "gate" in roles else 2) * spec.d_model * spec.d_ff
     return spec.layers[stack] * (4 * spec.d_model * spec.heads * spec.d_kv + feed_forward)
-
-
-def in_banks(spec: HostSpec) -> bool:
-    """Whether the host's family has a packed program."""
-    return families.get(spec.family).program is not Family.program
 
 
 def _tokens(materials: Materials) -> int:

@@ -16,9 +16,10 @@ from peftport.data.leaks import guard, remove_leaks
 from peftport.data.splits import hash_unit, normalise
 from peftport.data.tasks import Task
 from peftport.errors import InputError
-from peftport.hosts.families.base import families
+from peftport.hosts.families.base import Family, families
 from peftport.hosts.load import inspect_host
 from peftport.hosts.packaged import is_packaged
+from peftport.hosts.packed.device import dtype_named
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig, methods
 from peftport.study.grid import DataRef, Study
@@ -59,6 +60,8 @@ class Materials:
         specs: host name to its spec.
         configs: (method, host) to the method's config there.
         guard: what the leak guard looked at and dropped.
+        dtype: of the hosts' weights while modules are trained and measured on them; ports are
+            always computed in float32.
     """
 
     study: Study
@@ -69,6 +72,7 @@ class Materials:
     specs: Mapping[str, HostSpec]
     configs: Mapping[tuple[str, str], MethodConfig]
     guard: Mapping[str, int]
+    dtype: str = "float32"
 
     @property
     def words(self) -> frozenset[str]:
@@ -88,12 +92,14 @@ class Materials:
         return located(self.study, host)
 
 
-def gather(study: Study) -> Materials:
+def gather(study: Study, dtype: str = "float32") -> Materials:
     """Find and check everything that a study names.
 
     Raises:
-        InputError: an unknown method, host, dataset or column, a broken host, a leak.
+        InputError: an unknown method, host, dataset or column, a broken host, a leak; hosts that
+            modules cannot be trained on in this dtype.
     """
+    dtype_named(dtype)
     for method in study.methods:
         methods.get(method)
     task = Task.from_json({key.replace("-", "_"): v for key, v in study.task.items()})
@@ -103,15 +109,26 @@ def gather(study: Study) -> Materials:
         for method, given in study.methods.items()
         for host, spec in specs.items()
     }
+    for host, spec in specs.items():
+        if dtype != "float32" and not in_banks(spec):
+            raise InputError(
+                f"host '{host}' has no packed program, so modules are trained on it in float32 "
+                f"only; leave --dtype {dtype} out"
+            )
     parts, measured, counts = _sentences(study, task)
     unlabelled = parts[TARGET].texts[: study.strategy.texts]
-    return Materials(study, task, parts, measured, unlabelled, specs, configs, counts)
+    return Materials(study, task, parts, measured, unlabelled, specs, configs, counts, dtype)
 
 
 def located(study: Study, name: str) -> str:
     """A name in a study file; a path there starts at the file's folder."""
     beside = Path(study.base) / name
     return str(beside) if not is_packaged(name) and beside.exists() else name
+
+
+def in_banks(spec: HostSpec) -> bool:
+    """Whether the host's family has a packed program."""
+    return families.get(spec.family).program is not Family.program
 
 
 def _config(method: str, given: Mapping[str, Any], spec: HostSpec) -> MethodConfig:

@@ -199,6 +199,8 @@ def ingredients(materials: Materials, training: Training) -> dict[str, Any]:
         "budgets": list(training.budgets),
         "measured": materials.measured.digest,
     }
+    if materials.dtype != "float32":  # an older store's keys hold
+        facts["dtype"] = materials.dtype
     if training.init != "host":
         facts["train"] = {
             "sentences": materials.parts[training.part].digest,

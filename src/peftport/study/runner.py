@@ -6,7 +6,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from peftport.data.tasks import Encoded, encode
 from peftport.errors import InputError, RunError
 from peftport.hosts.load import Host, load_host
+from peftport.hosts.packed.device import dtype_named, use_deterministic, use_device
 from peftport.hosts.packed.kernels import use_kernel
 from peftport.methods.base import MethodConfig, Module
 from peftport.porting.apply import apply_port
@@ -100,14 +101,19 @@ class Runner:
         materials: what the study works on.
         threads: torch threads; fixed for a study, since sums depend on how they are cut.
         kernel: which matrix product frozen weights use; fixed likewise.
+        device: where modules are trained and measured; ports are computed on the CPU.
     """
 
-    def __init__(self, materials: Materials, threads: int, kernel: str) -> None:
+    def __init__(
+        self, materials: Materials, threads: int, kernel: str, device: str = "cpu"
+    ) -> None:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
         use_kernel(kernel)
         self._m = materials
+        self._device = use_device(device)
+        use_deterministic(self._device)
         self._hosts = Recent(2)  # a source and a target
+        self._plain_hosts = Recent(2)
         self._encoded = Recent(8)
         self._pairs = Recent(2)  # a bank may begin with one source and end with the next
         self._ported = Recent(1)  # ported, sampled and the ablations begin with the same module
@@ -180,7 +186,14 @@ class Runner:
 
     def host(self, name: str) -> Host:
         """A frozen host, loaded once while it is in use."""
-        return self._hosts.get(name, lambda: load(self._m, name))
+        return self._hosts.get(name, lambda: load(self._m, name, self._device))
+
+    def _plain_host(self, name: str) -> Host:
+        """A host in float32 on the CPU: a port is the same wherever its module goes on."""
+        if self._device.type == "cpu" and self._m.dtype == "float32":
+            return self.host(name)
+        plain = replace(self._m, dtype="float32")
+        return self._plain_hosts.get(name, lambda: load(plain, name))
 
     def _try_start(self, job: Job) -> Module | Exception:
         """Where training starts, or why it cannot: that concerns nobody else."""
@@ -235,7 +248,10 @@ class Runner:
         return self._pairs.get(
             (source, target),
             lambda: Correspondence(
-                self.host(source), self.host(target), self._m.unlabelled, self._m.task
+                self._plain_host(source),
+                self._plain_host(target),
+                self._m.unlabelled,
+                self._m.task,
             ),
         )
 
@@ -259,10 +275,12 @@ class Runner:
         )
 
 
-def load(materials: Materials, name: str) -> Host:
+def load(materials: Materials, name: str, device: torch.device | None = None) -> Host:
     """A host as a study uses it."""
     return load_host(
         materials.ref(name),
+        dtype=dtype_named(materials.dtype),
+        device=device,
         labels=materials.classes,
         head=materials.study.head,
         verbalisers=materials.task.verbalisers if name in materials.words else None,

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from peftport.errors import InputError
+from peftport.hosts.packed.device import free_bytes, use_device
 from peftport.hosts.packed.kernels import fastest_kernel, use_kernel
-from peftport.study.estimate import in_banks, largest_host, memory_bytes, smallest_host
-from peftport.study.materials import Materials
+from peftport.study.estimate import largest_host, memory_bytes, smallest_host
+from peftport.study.materials import Materials, in_banks
 from peftport.study.runner import load
 from peftport.study.store import Store
-from peftport.train.sizing import choose_sizing
+from peftport.train.sizing import choose_sizing, fitting_bank
 
 GIB = 1 << 30
 #: largest bank that an estimate assumes; what is chosen in the end is measured
 GUESS = 16
+#: what a store is taken to have been made with where it does not say
+DEFAULTS = {"device": "cpu", "dtype": "float32"}
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,15 @@ class Wish:
         bank: modules in a bank.
         memory_gb: memory that banks may take, in GiB; half of what is free.
         kernel: matrix product of the frozen weights.
+        device: where modules are trained and measured (``auto``, ``cpu``, ``cuda``); the CPU.
+        dtype: of the hosts' weights there (``float32``, ``bfloat16``); float32.
     """
 
     bank: int | None = None
     memory_gb: float | None = None
     kernel: str | None = None
+    device: str | None = None
+    dtype: str | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -40,10 +47,13 @@ class Wish:
 
     def check(self, recorded: Mapping[str, Any]) -> None:
         """Raises InputError where a store was made with something else."""
-        for name, wanted in (("bank", self.bank), ("kernel", self.kernel)):
-            if wanted is not None and wanted != recorded[name]:
+        device = None if self.device is None else use_device(self.device).type
+        wishes = {"bank": self.bank, "kernel": self.kernel, "device": device, "dtype": self.dtype}
+        for name, wanted in wishes.items():
+            there = recorded.get(name, DEFAULTS.get(name))
+            if wanted is not None and wanted != there:
                 raise InputError(
-                    f"the store was made with --{name} {recorded[name]}, which holds for all of "
+                    f"the store was made with --{name} {there}, which holds for all of "
                     f"it; leave --{name} out, or give another --store"
                 )
 
@@ -55,13 +65,42 @@ class Wish:
         return max(fits, default=1)
 
 
-def decide(materials: Materials, wish: Wish) -> dict[str, Any]:
-    """``bank`` and ``kernel`` for a new study, measured on its smallest host (where a bank saves
-    most) within the memory that its largest needs.
+def recorded_device(environment: Mapping[str, Any]) -> tuple[str, str]:
+    """Device and dtype of a store; one that is older than they are ran in float32 on a CPU.
 
     Raises:
-        InputError: no such kernel on this machine.
+        InputError: this machine has no such device.
     """
+    device, dtype = (str(environment.get(name, DEFAULTS[name])) for name in DEFAULTS)
+    return use_device(device).type, dtype
+
+
+def decide(materials: Materials, wish: Wish) -> dict[str, Any]:
+    """``bank``, ``kernel``, ``device`` and ``dtype`` for a new study. The bank's size is measured:
+    on a CPU by time, on the smallest host (where a bank saves most) within the memory that the
+    largest needs; on an accelerator by the memory that a bank takes on the largest.
+
+    Raises:
+        InputError: no such kernel or device on this machine.
+    """
+    device = use_device(wish.device or "cpu")
+    where = {"device": device.type, "dtype": materials.dtype}
+    if device.type == "cpu":
+        return {**_decide_on_cpu(materials, wish), **where}
+    if not in_banks(materials.specs[largest_host(materials)]):
+        return {"bank": wish.bank or 1, "kernel": "torch", **where}
+    if wish.bank is not None:
+        return {"bank": wish.bank, "kernel": "torch", **where}
+    host = load(materials, largest_host(materials), device)
+    room = free_bytes(device) if wish.memory_gb is None else wish.memory_bytes
+    return {
+        "bank": fitting_bank(host, room, materials.task.max_tokens),
+        "kernel": "torch",
+        **where,
+    }
+
+
+def _decide_on_cpu(materials: Materials, wish: Wish) -> dict[str, Any]:
     if wish.kernel is not None:
         use_kernel(wish.kernel)
     largest = materials.specs[largest_host(materials)]

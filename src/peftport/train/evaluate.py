@@ -14,12 +14,12 @@ from peftport.hosts.packed.memory import release
 from peftport.methods.bank import Bank
 from peftport.methods.base import Module
 from peftport.methods.scores import class_scores
-from peftport.train.fused import dtype_of, program_of
+from peftport.train.fused import program_of
 
 __all__ = ["bank_scores", "class_scores"]
 
-#: tokens that pass through the host together when a bank is measured
-BLOCK = 4096
+#: tokens that pass through the host together when a bank is measured, by kind of device
+BLOCK = {"cpu": 4096, "cuda": 1 << 16}
 
 
 @torch.no_grad()
@@ -36,13 +36,14 @@ def bank_scores(host: Host, modules: Sequence[Module], encoded: Encoded) -> np.n
     """
     count = len(modules)
     scores = np.zeros((count, len(encoded), host.labels), dtype=np.float32)
-    bank = Bank(host.spec, modules, dtype=dtype_of(host), grad=False)
-    bank.layer.refresh()
+    device = host.device
+    bank = Bank(host.spec, modules, dtype=host.dtype, grad=False, device=device)
+    bank.refresh()
     program = program_of(host)
-    for rows in _blocks(encoded.lengths, max(1, BLOCK // count)):
-        packed = repeat(pack([[encoded.ids[i] for i in rows]]), count)
+    for rows in _blocks(encoded.lengths, max(1, BLOCK[device.type] // count)):
+        packed = repeat(pack([[encoded.ids[i] for i in rows]], device), count)
         out = program.scores(packed, bank.layer).float()  # [K n, C]; a block is sorted as packed
-        scores[:, rows] = out.view(count, len(rows), -1).numpy()
+        scores[:, rows] = out.view(count, len(rows), -1).cpu().numpy()
     release()
     return scores
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from peftport.data.tasks import Encoded
 from peftport.errors import InputError, RunError
 from peftport.hosts.load import Host
 from peftport.hosts.packed.base import Acts, Program
-from peftport.hosts.packed.layout import pack
+from peftport.hosts.packed.device import send
+from peftport.hosts.packed.layout import Packed, lay, pack
 from peftport.hosts.packed.memory import release
 from peftport.methods.attach import check_host, check_shapes
 from peftport.methods.bank import Bank, has_bank
@@ -27,6 +29,9 @@ from peftport.train.reference import TrainSpec
 
 #: AdamW's (torch.optim.AdamW's defaults, which the reference trainer uses)
 _BETAS, _EPS = (0.9, 0.999), 1e-8
+
+#: whether CUDA plays a step as a recorded graph; benchmarks measure what that is worth
+GRAPHS = True
 
 #: steps after which freed memory is given back
 RELEASE = 50
@@ -84,40 +89,44 @@ def train_bank(
                     f"{getattr(first, name)} and {getattr(slot.spec, name)}"
                 )
     program = program_of(host)
-    bank = Bank(host.spec, [s.module for s in slots], dtype=dtype_of(host), grad=True)
+    device = host.device
+    bank = Bank(host.spec, [s.module for s in slots], dtype=host.dtype, grad=True, device=device)
     acts: Acts = bank.layer
     if first.only_head:
         if not bank.layer.head:
             raise InputError("this host has no head: a probe needs one")
         acts = Acts(bank.layer.head)  # bodies change nothing and are not trained
-    adam = _AdamW(bank, [s.spec for s in slots])
+    steps = _Steps(program, bank, acts, [s.spec for s in slots])
     orders = [
         train_batches(s.encoded.lengths, s.spec.batch_size, s.spec.steps, s.spec.seed)
         for s in slots
     ]
     targets = [np.asarray(s.labels) for s in slots]
-    errors: list[RunError | None] = [None] * len(slots)
     done = 0
     for budget in budgets:
         for step in range(done, budget):
             rows = [order[step] for order in orders]
-            packed = pack([[s.encoded.ids[i] for i in r] for s, r in zip(slots, rows, strict=True)])
+            texts = [[s.encoded.ids[i] for i in r] for s, r in zip(slots, rows, strict=True)]
+            packed = pack(texts, device)
             labels = np.concatenate([t[r] for t, r in zip(targets, rows, strict=True)])
-            own = torch.as_tensor(labels, dtype=torch.long)[packed.order]
-            bank.layer.refresh()
-            losses = program.losses(packed, acts, own)  # [K]
-            grads = torch.autograd.grad(losses.sum(), bank.leaves, allow_unused=True)
-            norms = adam.step(losses.detach(), bank.gradients(grads))
+            steps.do(packed, torch.as_tensor(labels, dtype=torch.long)[packed.order])
             if step % RELEASE == RELEASE - 1:
                 release()
-            for k in torch.nonzero(~torch.isfinite(norms)).flatten().tolist():
-                errors[k] = errors[k] or RunError(
-                    f"{slots[k].module.config.method} on '{host.ref}' diverged at step {step + 1} "
-                    f"(loss {losses[k].item():.3g}); lower the rate"
-                )
         done = budget
         release()
-        yield budget, [e or bank.module(k, host.spec) for k, e in enumerate(errors)]
+        ended = steps.ended
+        yield (
+            budget,
+            [
+                RunError(
+                    f"{slot.module.config.method} on '{host.ref}' diverged at step {ended[k][0]} "
+                    f"(loss {ended[k][1]:.3g}); lower the rate"
+                )
+                if k in ended
+                else bank.module(k, host.spec)
+                for k, slot in enumerate(slots)
+            ],
+        )
 
 
 def program_of(host: Host) -> Program:
@@ -130,8 +139,90 @@ def program_of(host: Host) -> Program:
     return host.program
 
 
-def dtype_of(host: Host) -> torch.dtype:
-    return next(host.model.parameters()).dtype
+class _Steps:
+    """One training step after another, and where each slot first diverged.
+
+    An accelerator is never waited for. On CUDA the first step on texts of a length is done as on a
+    CPU, the second is recorded as a graph, and from then on the graph is played: the few thousand
+    kernels of a step take the host program longer to start than the device to run.
+    """
+
+    def __init__(
+        self, program: Program, bank: Bank, acts: Acts, specs: Sequence[TrainSpec]
+    ) -> None:
+        self._program, self._bank, self._acts = program, bank, acts
+        self._adam = _AdamW(bank, specs)
+        self._done = 0
+        device = bank.flat.device
+        self._step = torch.zeros(len(specs), dtype=torch.long, device=device)  # 0: not yet
+        self._loss = torch.zeros(len(specs), dtype=torch.float64, device=device)
+        # what changes from step to step, where a recorded graph reads it
+        self._now = torch.zeros((), dtype=torch.long, device=device)
+        self._fixes = torch.zeros(2, dtype=bank.flat.dtype, device=device)
+        self._seen: set[torch.Size] = set()
+        self._recorded: dict[torch.Size, _Recorded] = {}
+
+    def do(self, packed: Packed, labels: Tensor) -> None:
+        """A step on these texts; labels [S] in packed order, on the CPU."""
+        self._done += 1
+        fixes = self._adam.fixes(self._done)
+        device = self._now.device
+        if device.type != "cuda":
+            self._now.fill_(self._done)
+            self._run(packed, labels, fixes)
+            return
+        assert packed.mask is not None
+        labels = send(labels, device)
+        self._now.copy_(send(torch.tensor(self._done), device))
+        self._fixes.copy_(send(torch.tensor(fixes, dtype=self._fixes.dtype), device))
+        shape = packed.mask.added.shape
+        if shape not in self._seen or not GRAPHS:
+            self._seen.add(shape)
+            self._run(packed, labels, self._fixes.unbind())
+            return
+        reads = (packed.ids.view(shape), packed.mask.added, labels)
+        if shape not in self._recorded:
+            self._recorded[shape] = self._record(*reads)
+        self._recorded[shape].play(*reads)
+
+    def _record(self, *given: Tensor) -> _Recorded:
+        """A graph of a step that reads copies of ids [S, T], mask [S, T] and labels [S]."""
+        ids, mask, labels = (tensor.clone() for tensor in given)
+        graph = torch.cuda.CUDAGraph()
+        # graphs share their memory: one is played after the other, and nothing of it is kept
+        pool = next((other.graph.pool() for other in self._recorded.values()), None)
+        with torch.cuda.graph(graph, pool=pool):
+            self._run(lay(ids, mask, len(self._step)), labels, self._fixes.unbind())
+        return _Recorded(graph, (ids, mask, labels))
+
+    def _run(self, packed: Packed, labels: Tensor, fixes: Sequence[Any]) -> None:
+        bank = self._bank
+        bank.refresh()
+        losses = self._program.losses(packed, self._acts, labels)  # [K]
+        grads = torch.autograd.grad(losses.sum(), bank.leaves, allow_unused=True)
+        losses = losses.detach()
+        norms = self._adam.step(losses, bank.gradients(grads), fixes)
+        now = ~torch.isfinite(norms) & (self._step == 0)
+        self._step.copy_(torch.where(now, self._now, self._step))
+        self._loss.copy_(torch.where(now, losses.to(self._loss.dtype), self._loss))
+
+    @property
+    def ended(self) -> dict[int, tuple[int, float]]:
+        """Slots that diverged, with the step, counted from 1, and its loss."""
+        pairs = zip(self._step.tolist(), self._loss.tolist(), strict=True)
+        return {k: (step, loss) for k, (step, loss) in enumerate(pairs) if step}
+
+
+class _Recorded:
+    """A step as a CUDA graph, with the tensors that it reads."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, reads: Sequence[Tensor]) -> None:
+        self.graph, self._reads = graph, reads
+
+    def play(self, *given: Tensor) -> None:
+        for own, new in zip(self._reads, given, strict=True):
+            own.copy_(new)
+        self.graph.replay()
 
 
 class _AdamW:
@@ -144,7 +235,6 @@ class _AdamW:
         self._flat = bank.flat
         self._mean = torch.zeros_like(bank.flat)
         self._square = torch.zeros_like(bank.flat)
-        self._steps = 0
         self._clip = bank.flat.new_tensor([[s.clip] for s in specs])  # [K, 1]
         rates = bank.flat.new_empty(bank.flat.shape)
         for row, spec in zip(rates, specs, strict=True):
@@ -152,17 +242,23 @@ class _AdamW:
             row[bank.body :] = spec.head_lr or spec.lr
         self._rates = rates  # [K, P]
 
+    @staticmethod
+    def fixes(step: int) -> tuple[float, float]:
+        """What makes up for means that begin at zero, at a step counted from 1."""
+        first, second = _BETAS
+        return 1 - first**step, (1 - second**step) ** 0.5
+
     @torch.no_grad()
-    def step(self, losses: Tensor, grads: Tensor) -> Tensor:
-        """Clip and update. losses [K], grads [K, P] -> norms [K], not finite for a slot that has
-        diverged; what it holds from then on is of no use to anybody."""
+    def step(self, losses: Tensor, grads: Tensor, fixes: Sequence[Any]) -> Tensor:
+        """Clip and update. losses [K], grads [K, P], :meth:`fixes` as numbers or as tensors ->
+        norms [K], not finite for a slot that has diverged; what it holds from then on is of no use
+        to anybody."""
         norms = torch.linalg.vector_norm(grads, dim=1) + 0 * losses
         scale = (self._clip / (norms[:, None] + 1e-6)).clamp(max=1.0)
         grads = grads * scale
-        self._steps += 1
         first, second = _BETAS
         self._mean.lerp_(grads, 1 - first)
         self._square.mul_(second).addcmul_(grads, grads, value=1 - second)
-        root = (self._square.sqrt() / (1 - second**self._steps) ** 0.5).add_(_EPS)
-        self._flat -= self._mean / root * (self._rates / (1 - first**self._steps))
+        root = (self._square.sqrt() / fixes[1]).add_(_EPS)
+        self._flat -= self._mean / root * (self._rates / fixes[0])
         return norms

@@ -19,6 +19,7 @@ from peftport.data.batches import train_batches
 from peftport.data.tasks import Encoded
 from peftport.errors import InputError, RunError
 from peftport.hosts.load import Host
+from peftport.hosts.packed.device import wide
 from peftport.methods.attach import attach, frozen, trainable
 from peftport.methods.base import MethodConfig, Module, method_of
 
@@ -97,22 +98,28 @@ def train(
         (budget, module after that many steps). One trajectory serves all budgets.
 
     Raises:
+        InputError: the host's weights are narrower than what is trained.
         RunError: the loss or a gradient became NaN or infinite.
     """
+    if wide(host.dtype) != host.dtype:
+        raise InputError(
+            f"on a host in {str(host.dtype).removeprefix('torch.')} modules are trained in banks "
+            "only; load it in float32"
+        )
     budgets = sorted(set(budgets or [spec.steps]))
     if budgets[-1] > spec.steps or budgets[0] < 0:
         raise InputError(f"budgets must lie in 0..{spec.steps}, got {list(budgets)}")
-    live = trainable(module, next(host.model.parameters()).dtype)
+    live = trainable(module, host.dtype, host.device)
     groups = parameter_groups(live, spec)
     leaves = [p for group in groups for p in group["params"]]
     optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
     order = train_batches(encoded.lengths, spec.batch_size, spec.steps, spec.seed)
-    targets = torch.as_tensor(np.asarray(labels), dtype=torch.long)
+    targets = torch.as_tensor(np.asarray(labels), dtype=torch.long, device=host.device)
     done = 0
     for budget in budgets:
         with attach(host.model, live, spec=host.spec):
             for step in range(done, budget):
-                batch = encoded.batch(order[step], host.pad_id)
+                batch = encoded.batch(order[step], host.pad_id, host.device)
                 loss = host.family.loss(host.model, batch, targets[order[step]], host.words)
                 for leaf, grad in zip(
                     leaves, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True

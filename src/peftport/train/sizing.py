@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from peftport.data.tasks import Encoded
 from peftport.hosts.load import Host
 from peftport.hosts.packed.kernels import fastest_kernel, use_kernel
 from peftport.hosts.spec import HostSpec
-from peftport.methods.base import methods
+from peftport.methods.base import MethodConfig, methods
 from peftport.train.fused import Slot, train_bank, trains_in_banks
 from peftport.train.reference import TrainSpec, fresh_module
 
@@ -22,6 +24,10 @@ GAIN = 0.05
 #: what one step keeps for every token and layer, in numbers of d_model
 _KEPT = 14
 _TEXTS, _TOKENS = 16, 28
+#: largest bank on an accelerator, where more are not faster by much
+MOST = 64
+#: share of an accelerator's free memory that a bank may take: its blocks are not all of one size
+SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -65,20 +71,59 @@ def choose_sizing(host: Host, memory_bytes: int, largest: HostSpec | None = None
     return Sizing(min(k for k in fits if seconds[k] <= best * (1 + GAIN)), kernel)
 
 
+def fitting_bank(host: Host, memory_bytes: int, tokens: int) -> int:
+    """The largest bank, of :data:`MOST` at most, that fits on an accelerator.
+
+    Args:
+        host: the study's largest host, on the accelerator.
+        memory_bytes: what is free there.
+        tokens: longest text of the study.
+    """
+    return extrapolated(memory_bytes, lambda size: _peak_bytes(host, size, tokens))
+
+
+def extrapolated(memory_bytes: int, peak: Callable[[int], int]) -> int:
+    """As :func:`fitting_bank`, with what a bank of some size was measured to take."""
+    small, large = peak(1), peak(3)
+    each = max(1, (large - small) // 2)
+    fixed = max(0, small - each)
+    return max(1, min(MOST, (int(memory_bytes * SHARE) - fixed) // each))
+
+
+def _peak_bytes(host: Host, size: int, tokens: int) -> int:
+    """Most memory that steps of a bank of all methods took beside the host, texts of full length:
+    the first step, the one that is recorded, and one that is played."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(host.device)
+    before = torch.cuda.memory_reserved(host.device)
+    for method in methods.names():
+        config = methods.get(method)().default_config(host.spec)
+        list(train_bank(host, _slots(host, config, size, np.full(_TEXTS, tokens), steps=3)))
+    return int(torch.cuda.max_memory_reserved(host.device) - before)
+
+
+def _slots(
+    host: Host, config: MethodConfig, size: int, lengths: np.ndarray, steps: int
+) -> list[Slot]:
+    """A bank of fresh modules on arbitrary tokens."""
+    random = np.random.default_rng(0)
+    high = min(host.spec.vocab_size, 1000)
+    ids = [random.integers(1, high, size=length).tolist() for length in lengths]
+    spec = TrainSpec(steps=steps, lr=1e-3, batch_size=_TEXTS)
+    labels = [0] * len(ids)
+    return [Slot(fresh_module(host, config, k), Encoded(ids), labels, spec) for k in range(size)]
+
+
 def _seconds(host: Host, size: int) -> float:
     """Seconds a module and step of a bank of fresh modules on arbitrary tokens: the best of 3."""
     config = methods.get("lora")().default_config(host.spec)
     random = np.random.default_rng(0)
     lengths = random.integers(_TOKENS // 2, _TOKENS * 3 // 2, size=4 * _TEXTS)
-    high = min(host.spec.vocab_size, 1000)
-    ids = [random.integers(1, high, size=length).tolist() for length in lengths]
-    spec = TrainSpec(steps=2, lr=1e-3, batch_size=_TEXTS)
-    labels = [0] * len(ids)
-    slots = [Slot(fresh_module(host, config, k), Encoded(ids), labels, spec) for k in range(size)]
+    slots = _slots(host, config, size, lengths, steps=2)
     best = float("inf")
     for _ in range(3):
         begin = time.perf_counter()
         for _ in train_bank(host, slots):
             pass
         best = min(best, time.perf_counter() - begin)
-    return best / (spec.steps * size)
+    return best / (2 * size)

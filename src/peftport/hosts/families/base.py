@@ -181,7 +181,7 @@ class Words:
         return tuple(ids[0] for ids in self.ids)
 
     def padded(self, labels: Tensor, ignore: int = -100) -> Tensor:
-        """Target ids  [B, W] of the label words, padded with ``ignore``."""
+        """Target ids  [B, W] of the label words, padded with ``ignore``, on the labels' device."""
         width = max(len(ids) for ids in self.ids)
         table = torch.full((len(self.ids), width), ignore, dtype=torch.long)
         for row, ids in enumerate(self.ids):

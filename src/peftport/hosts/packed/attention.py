@@ -6,16 +6,15 @@ written out, since torch's own keeps more copies than texts this short can pay f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from peftport.hosts.packed.layout import Group
-
-#: (queries, keys) -> position bias [H, Q, T] of a group, or None
-Bias = Callable[[int, int], Tensor | None]
+from peftport.hosts.packed.dense import attend
+from peftport.hosts.packed.device import batched
+from peftport.hosts.packed.layout import Group, KeyMask, PositionBias
 
 
 def self_attention(
@@ -25,7 +24,8 @@ def self_attention(
     scale: float,
     *,
     prefix: tuple[Tensor, Tensor] | None = None,
-    bias: Bias | None = None,
+    bias: PositionBias | None = None,
+    mask: KeyMask | None = None,
 ) -> Tensor:
     """Every token attends to the tokens of its own text.
 
@@ -36,10 +36,13 @@ def self_attention(
         scale: factor of the scores.
         prefix: learned keys and values  [K, l, H * d] that stand before each text's own.
         bias: added to the scores; of all keys, the prefix included.
+        mask: which tokens are padding.
 
     Returns:
         [N, H * d]
     """
+    if batched(qkv.device):
+        return attend(qkv, None, prefix, groups[0].length, 0, heads, scale, bias, mask)
     key, value = prefix if prefix is not None else (None, None)
     return _Attention.apply(
         qkv, None, key, value, [(g, g.start, g.length, g.start) for g in groups], heads, scale, bias
@@ -55,7 +58,8 @@ def cross_attention(
     scale: float,
     *,
     prefix: tuple[Tensor, Tensor] | None = None,
-    bias: Bias | None = None,
+    bias: PositionBias | None = None,
+    mask: KeyMask | None = None,
 ) -> Tensor:
     """``queries`` rows a text attend to the text's tokens.
 
@@ -66,6 +70,8 @@ def cross_attention(
     Returns:
         [S * queries, H * d]
     """
+    if batched(q.device):
+        return attend(q, kv, prefix, groups[0].length, queries, heads, scale, bias, mask)
     key, value = prefix if prefix is not None else (None, None)
     parts = [(g, g.text * queries, queries, g.start) for g in groups]
     return _Attention.apply(q, kv, key, value, parts, heads, scale, bias)
@@ -84,7 +90,7 @@ class _Attention(torch.autograd.Function):
         parts: list[tuple[Group, int, int, int]],
         heads: int,
         scale: float,
-        bias: Bias | None,
+        bias: PositionBias | None,
     ) -> Tensor:
         keep = any(ctx.needs_input_grad)
         inner = q.shape[1] // 3 if kv is None else q.shape[1]

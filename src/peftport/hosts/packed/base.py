@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
+from peftport.hosts.packed.device import wide
 from peftport.hosts.packed.layout import Packed, Spans
 
 
@@ -78,4 +79,5 @@ def classify(features: Tensor, acts: Acts, slots: int) -> Tensor:
 
 
 def class_losses(scores: Tensor, labels: Tensor, slots: int) -> Tensor:
+    scores = scores.to(wide(scores.dtype))
     return slot_means(F.cross_entropy(scores, labels, reduction="none"), slots)

@@ -79,18 +79,19 @@ class PackedBert(Program):
                 for at, role in enumerate(roles):
                     qkv = acts.linear(f"{name}.{role}", x, qkv, at * d, here.tokens)
                 mixed = self_attention(
-                    qkv, here.groups, self._heads, self._scale, prefix=acts.pairs(f"{name}.kv")
-                )
+                    qkv, here.groups, self._heads, self._scale,
+                    prefix=acts.pairs(f"{name}.kv"), mask=here.mask,
+                )  # fmt: skip
                 spans = here.tokens
             else:
                 d = qkv.shape[1] // 2
                 for at, role in enumerate(roles[1:]):
                     qkv = acts.linear(f"{name}.{role}", x, qkv, at * d, here.tokens)
-                x, spans = x[here.first], here.texts  # [S, D]
+                x, spans = _first(x, here), here.texts  # [S, D]
                 q = acts.linear(f"{name}.q", x, layer.q(x), 0, spans)
                 mixed = cross_attention(
                     q, qkv, here.groups, 1, self._heads, self._scale,
-                    prefix=acts.pairs(f"{name}.kv"),
+                    prefix=acts.pairs(f"{name}.kv"), mask=here.mask,
                 )  # fmt: skip
             h = layer.o(mixed)
             if here is not texts and acts.acts_on(f"{name}.o", f"{name}.out"):
@@ -105,6 +106,10 @@ class PackedBert(Program):
         if self._pooled:
             dense = self._pooler and self._pooler.dense  # RoBERTa has none: its head pools
             return torch.tanh(F.linear(x, dense.weight, dense.bias)) if dense is not None else x
+        if texts.mask is not None:
+            own = (texts.mask.added == 0).to(x.dtype)[..., None]  # [S, T, 1]
+            total: Tensor = (x.view(*own.shape[:2], -1) * own).sum(1)
+            return total / own.sum(1)
         means = [
             x[g.start : g.start + g.size * g.length].view(g.size, g.length, -1).mean(1)
             for g in texts.groups
@@ -145,6 +150,13 @@ class PackedBert(Program):
 
 def _frozen(linear: Any) -> Frozen:
     return Frozen(linear.weight, linear.bias)
+
+
+def _first(x: Tensor, texts: Packed) -> Tensor:
+    """The first token of every text  [S, D]"""
+    if texts.mask is not None:  # padded: a view, whose gradient needs no sum over indices
+        return x.view(len(texts.first), -1, x.shape[1])[:, 0].contiguous()
+    return x[texts.first]
 
 
 def _copies(x: Tensor, texts: Packed) -> Tensor:

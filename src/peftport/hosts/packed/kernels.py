@@ -83,7 +83,9 @@ class Frozen:
         self.d_out, self.d_in = weight.shape
         self._onednn = name == "onednn"
         forward = weight.detach()
-        backward = forward.t().contiguous()
+        backward = forward.t()  # elsewhere than on a CPU a transposed layout costs nothing
+        if weight.device.type == "cpu":
+            backward = backward.contiguous()
         if self._onednn:
             reorder = torch.ops.mkldnn._reorder_linear_weight
             forward, backward = reorder(forward.contiguous(), _ROWS), reorder(backward, _ROWS)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from peftport.hosts.families.base import Words
-from peftport.hosts.packed.attention import Bias, cross_attention, self_attention
+from peftport.hosts.packed.attention import cross_attention, self_attention
 from peftport.hosts.packed.base import Acts, Program
+from peftport.hosts.packed.device import batched, wide
+from peftport.hosts.packed.fused import activation_of, norm_of
 from peftport.hosts.packed.kernels import Frozen
-from peftport.hosts.packed.layout import Group, Packed, Spans
+from peftport.hosts.packed.layout import Group, Packed, PositionBias, Spans
 from peftport.hosts.spec import HostSpec
 
 #: marks positions behind a label word
@@ -28,7 +29,7 @@ class _Attention:
         self.q = Frozen(attention.q.weight, None) if cross else None
         self.qkv = Frozen(torch.cat([p.weight for p in parts]), None)
         self.o = Frozen(attention.o.weight, None)
-        self.norm: nn.Module = block.layer_norm
+        self.norm = norm_of(block.layer_norm)
         self.scale = float(attention.scaling)
 
 
@@ -39,8 +40,8 @@ class _FeedForward:
         self.gate = Frozen(dense.wi_0.weight, None) if gated else None
         self.up = Frozen((dense.wi_1 if gated else dense.wi).weight, None)
         self.down = Frozen(dense.wo.weight, None)
-        self.activation: Callable[[Tensor], Tensor] = dense.act
-        self.norm: nn.Module = block.layer_norm
+        self.activation = activation_of(dense.act, dense.wo.weight.device)
+        self.norm = norm_of(block.layer_norm)
 
 
 class _Layer:
@@ -66,27 +67,42 @@ class PackedT5(Program):
             for name, stack in self._stacks.items()
         }
         self._heads = spec.heads
-        self._words = words
+        self._final = {name: norm_of(s.final_layer_norm) for name, s in self._stacks.items()}
         self._head = Frozen(model.lm_head.weight, None)
         config = model.config
         self._start, self._pad = config.decoder_start_token_id, config.pad_token_id
         self._out = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        self._device = model.lm_head.weight.device
+        targets = words.padded(torch.arange(len(words.ids)), IGNORE)
+        self._targets = targets.to(self._device)  # [C, W]
         self._first = model.lm_head.weight.detach()[list(words.first)]  # [C, D]
-        self._tables: dict[tuple[str, str, int], Tensor] = {}
+        self._tables: dict[tuple[str, str, int, int], Tensor] = {}
 
     def scores(self, texts: Packed, acts: Acts) -> Tensor:
-        start = torch.full((texts.n_texts, 1), self._start)
+        start = torch.full((texts.n_texts, 1), self._start, device=self._device)
         return F.linear(self._decode(texts, acts, start), self._first)
 
     def losses(self, texts: Packed, acts: Acts, labels: Tensor) -> Tensor:
-        targets = self._words.padded(labels, IGNORE)  # [S, W]
+        targets = self._targets[labels]  # [S, W]
         given = torch.cat([torch.full_like(targets[:, :1], self._start), targets[:, :-1]], dim=1)
         given = given.masked_fill(given == IGNORE, self._pad)
         read = (targets != IGNORE).flatten()  # [S W]
         slots = len(texts.tokens)
         counts = read.view(slots, -1).sum(1)
-        logits = self._head(self._decode(texts, acts, given)[read])  # [n, V]
-        losses = F.cross_entropy(logits, targets.flatten()[read], reduction="none")
+        done = self._decode(texts, acts, given)  # [S W, D]
+        if batched(self._device):  # which tokens are read is not known without waiting: all are
+            logits = self._head(done)
+            losses = F.cross_entropy(
+                logits.to(wide(logits.dtype)),
+                targets.flatten(),
+                reduction="none",
+                ignore_index=IGNORE,
+            )
+            return losses.view(slots, -1).sum(1) / counts
+        logits = self._head(done[read])  # [n, V]
+        losses = F.cross_entropy(
+            logits.to(wide(logits.dtype)), targets.flatten()[read], reduction="none"
+        )
         slot = torch.arange(slots).repeat_interleave(counts)
         return losses.new_zeros(slots).index_add(0, slot, losses) / counts
 
@@ -113,8 +129,7 @@ class PackedT5(Program):
             x = x + self._out_of(acts, f"{name}.self_attn", own.o(mixed), mixed, x, spans)
             x = x + self._cross(acts, f"{name}.cross_attn", layer.cross, x, memory, texts, spans)
             x = x + self._feed_forward(acts, f"{name}.ff", layer.feed_forward, x, spans)
-        done: Tensor = stack.final_layer_norm(x)
-        return done * self._out
+        return self._final["decoder"](x) * self._out
 
     def _cross(
         self,
@@ -135,8 +150,9 @@ class PackedT5(Program):
             kv = acts.linear(f"{name}.{role}", memory, kv, at * half, texts.tokens)
         width = len(x) // texts.n_texts
         mixed = cross_attention(
-            q, kv, texts.groups, width, self._heads, own.scale, prefix=acts.pairs(f"{name}.kv")
-        )
+            q, kv, texts.groups, width, self._heads, own.scale,
+            prefix=acts.pairs(f"{name}.kv"), mask=texts.mask,
+        )  # fmt: skip
         return self._out_of(acts, name, own.o(mixed), mixed, x, spans)
 
     def _encode(self, texts: Packed, acts: Acts) -> Tensor:
@@ -154,7 +170,8 @@ class PackedT5(Program):
             qkv = self._act_qkv(acts, name, normed, qkv, here.tokens)
             mixed = self_attention(
                 qkv, here.groups, self._heads, own.scale,
-                prefix=acts.pairs(f"{name}.kv"), bias=self._bias("encoder", acts, f"{name}.kv"),
+                prefix=acts.pairs(f"{name}.kv"), mask=here.mask,
+                bias=self._bias("encoder", acts, f"{name}.kv"),
             )  # fmt: skip
             h = own.o(mixed)
             if here is not texts and acts.acts_on(f"{name}.o", f"{name}.out"):
@@ -168,8 +185,7 @@ class PackedT5(Program):
             x = x + self._feed_forward(acts, name, layer.feed_forward, x, here.tokens)
         if here is not texts:
             x = x.repeat(texts.copies, 1)
-        done: Tensor = stack.final_layer_norm(x)
-        return done
+        return self._final["encoder"](x)
 
     @staticmethod
     def _act_qkv(acts: Acts, name: str, x: Tensor, qkv: Tensor, spans: Spans) -> Tensor:
@@ -205,20 +221,20 @@ class PackedT5(Program):
             h = acts.out(f"{name}.out", h, residual, None, spans)
         return h
 
-    def _bias(self, stack: str, acts: Acts, site: str) -> Bias:
+    def _bias(self, stack: str, acts: Acts, site: str) -> PositionBias:
         """The relative position bias, causal in the decoder, of a prefix and of own tokens."""
         pairs = acts.pairs(site)
         length = 0 if pairs is None else pairs[0].shape[1]
-        kind = acts.prefix_bias() if length else "none"
+        kind = (stack, acts.prefix_bias() if length else "none", length)
 
         def bias(queries: int, keys: int) -> Tensor:
-            table = self._tables.get((stack, kind, length))
-            if table is None or table.shape[1] < queries:
-                table = self._table(stack, kind, length, max(64, 2 * queries))
-                self._tables[stack, kind, length] = table
-            return table[:, :queries, :keys]
+            # a table is never replaced: a recorded graph may read it
+            key = (*kind, max(64, 1 << (queries - 1).bit_length()))
+            if key not in self._tables:
+                self._tables[key] = self._table(*key)
+            return self._tables[key][:, :queries, :keys]
 
-        return bias
+        return PositionBias(kind, bias)
 
     @torch.no_grad()
     def _table(self, stack: str, kind: str, length: int, size: int) -> Tensor:
@@ -229,6 +245,6 @@ class PackedT5(Program):
         if kind == "none":
             bias[:, :, :length] = 0
         if stack == "decoder":
-            later = torch.ones(size, size, dtype=torch.bool).triu(1)
+            later = torch.ones(size, size, dtype=torch.bool, device=bias.device).triu(1)
             bias[:, :, length:].masked_fill_(later, -torch.inf)
         return bias
