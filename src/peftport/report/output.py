@@ -80,7 +80,7 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
         files[f"{name}.csv"] = _csv(table)
         files[f"{name}.md"] = tables.to_markdown(table)
         files[f"{name}.tex"] = tables.to_latex(table)
-    files |= {f"explored-{name}.csv": _csv(table) for name, table in report.explored.items()}
+    files |= {f"explored-{n}.csv": _csv(t) for n, t in report.explored.items() if len(t)}
     for name, content in files.items():
         write_bytes(folder / name, content.encode())
     return [folder / name for name in files]
