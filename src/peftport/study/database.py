@@ -1,4 +1,4 @@
-"""The file behind a store: its tables, its one writer, and what can go wrong, in one line each."""
+"""The file behind a store: its one writer, and what can go wrong, in one line each."""
 
 from __future__ import annotations
 
@@ -7,40 +7,37 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
 from peftport.errors import InputError, RunError
 
-SCHEMA_VERSION = 2
 DATABASE = "store.sqlite"
 LOCK = "writer.lock"
 MODULES = "modules"
 STUDY = "study.yaml"
+#: what to do about a damaged result
+REPAIR = "do it again with: peftport study run NAME --store DIR --retry-damaged"
 
-TABLES = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE rows (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, kind TEXT NOT NULL, method TEXT NOT NULL,
-    source TEXT NOT NULL, target TEXT NOT NULL, data TEXT NOT NULL, seed INTEGER NOT NULL,
-    source_seed INTEGER NOT NULL, init TEXT NOT NULL, budgets TEXT NOT NULL, lr REAL, head_lr REAL
-) STRICT;
-CREATE TABLE trainings (key TEXT PRIMARY KEY, ingredients TEXT NOT NULL) STRICT;
-CREATE TABLE results (
-    key TEXT PRIMARY KEY REFERENCES trainings (key), status TEXT NOT NULL, attempt INTEGER NOT NULL,
-    seconds REAL NOT NULL, finished TEXT NOT NULL, parameters INTEGER NOT NULL, module TEXT,
-    error TEXT, traceback TEXT, split INTEGER NOT NULL
-) STRICT;
-CREATE TABLE scores (
-    key TEXT NOT NULL REFERENCES trainings (key), budget INTEGER NOT NULL,
-    classes INTEGER NOT NULL, scores BLOB NOT NULL, module TEXT NOT NULL, PRIMARY KEY (key, budget)
-) STRICT;
-CREATE TABLE sentences (
-    position INTEGER PRIMARY KEY, id TEXT NOT NULL, label INTEGER NOT NULL
-) STRICT;
-CREATE TABLE notes (id INTEGER PRIMARY KEY, at TEXT NOT NULL, note TEXT NOT NULL) STRICT;
-"""
+
+class DamagedStore(InputError):
+    """SQLite cannot make sense of the file."""
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InputError when a folder holds something that is not a store."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"'{folder}' is a file; give a folder to --store")
+    ours = (DATABASE, LOCK, MODULES, STUDY)
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    strangers = [name for name in names if not name.startswith(ours)]
+    if strangers and DATABASE not in names:
+        raise InputError(
+            f"'{folder}' is not empty and holds no store (it has '{sorted(strangers)[0]}'); "
+            "give a new folder to --store"
+        )
 
 
 @contextmanager
@@ -58,7 +55,7 @@ def one_line_errors(folder: Path) -> Iterator[None]:
             raise RunError(f"store '{folder}' is locked by another program; close it") from None
         if "readonly" in text or "unable to open" in text:
             raise InputError(_unwritable(folder, text)) from None
-        raise InputError(
+        raise DamagedStore(
             f"store '{folder}' is damaged ({text}); restore it from a copy or give a new --store"
         ) from None
     except OSError as error:
@@ -94,6 +91,14 @@ def connect(folder: Path, *, write: bool) -> sqlite3.Connection:
     return connection
 
 
+def in_memory(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """A copy of a store that may be changed; closes the connection that it was given."""
+    copy = sqlite3.connect(":memory:", isolation_level=None)
+    with closing(connection):
+        connection.backup(copy)
+    return copy
+
+
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All or nothing."""
@@ -107,21 +112,29 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def lock(folder: Path) -> int:
     """Become the only writer until the descriptor is closed or the process ends, however it ends.
 
     Raises:
-        InputError: another process is writing; it is named.
+        InputError: another process is writing; it is named, with its machine and since when.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.read(descriptor, 100).decode(errors="replace").strip() or "unknown"
+    except OSError as error:
+        holder = os.read(descriptor, 400).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise  # a file system that cannot lock, not another writer
         raise InputError(
             f"store '{folder}' is being written by process {holder}; wait for it or stop it"
         ) from None
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}".encode(), 0)
+    name = f"{os.getpid()} on {os.uname().nodename} since {now()}"
+    os.pwrite(descriptor, name.encode(), 0)
     return descriptor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,3 +61,14 @@ class Outcome:
     error: str | None = None
     traceback: str | None = None
     split: bool = False
+
+
+def by_dotted_name(facts: Mapping[str, Any], start: str = "") -> dict[str, str]:
+    """Nested facts side by side: the dotted way to each, and what is there as JSON."""
+    found: dict[str, str] = {}
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            found |= by_dotted_name(value, f"{start}{key}.")
+        else:
+            found[f"{start}{key}"] = json.dumps(value)
+    return found

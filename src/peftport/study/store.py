@@ -5,7 +5,8 @@ Contract (tested by :class:`peftport.testing.contracts_store.StoreContract`):
 - a bank's results enter in one transaction; a killed writer loses at most the bank in flight;
 - one writer at a time, readers at any time;
 - a finished result is never changed or deleted: giving it again does nothing, and is noted when
-  its numbers differ;
+  its numbers differ; scores and modules whose digest is another are not handed out, and are done
+  again on request;
 - a store belongs to one grid and one plan, and refuses every other;
 - what is exported depends on the numbers alone: not on times, attempts, order or interruptions
   (and on the flag of trainings whose bank had to be split).
@@ -21,7 +22,6 @@ import logging
 import os
 import sqlite3
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -32,13 +32,15 @@ import yaml
 from peftport.atomic import write_bytes
 from peftport.errors import InputError
 from peftport.study import database as db
+from peftport.study import schema
 from peftport.study.grid import Study, study_from, to_mapping
-from peftport.study.planned import Outcome, Planned
+from peftport.study.planned import Outcome, Planned, by_dotted_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _STATES = ("planned", "done", "failed", "missing")
+_STATUS = "CASE WHEN status IN ('done', 'failed') THEN status ELSE 'missing' END"
 log = logging.getLogger(__name__)
 
 
@@ -65,9 +67,13 @@ class Store:
             )
         with db.one_line_errors(folder):
             store = cls(folder, db.connect(folder, write=False), None)
-            if not store._is_made():
-                raise InputError(f"the store in '{folder}' is empty; run its study first")
-            store._check_version()
+            try:
+                if not store._is_made():
+                    raise InputError(f"the store in '{folder}' is empty; run its study first")
+                store._as_current()
+            except BaseException:
+                store.close()
+                raise
         return store
 
     @classmethod
@@ -79,16 +85,18 @@ class Store:
                 written or holds something else.
         """
         with db.one_line_errors(folder):
-            _check_folder(folder)
+            db.check_folder(folder)
             (folder / db.MODULES).mkdir(parents=True, exist_ok=True)
             lock = db.lock(folder)
             store = cls(folder, db.connect(folder, write=True), lock)
             try:
                 if store._is_made():
-                    store._check_version()
+                    version = store._version()
                     store._check_same(planned)
+                    store._migrate(version)
                 else:
                     store._make(planned)
+                store._write_study()
             except BaseException:
                 store.close()
                 raise
@@ -114,11 +122,11 @@ class Store:
                 connection = db.connect(folder, write=False)
                 with cls(folder, connection, None) as store:
                     if store._is_made():
-                        store._check_version()
+                        store._version()
                         store._check_grid(study)
         elif folder.exists():
             with db.one_line_errors(folder):
-                _check_folder(folder)
+                db.check_folder(folder)
 
     def close(self) -> None:
         self._db.close()
@@ -144,6 +152,11 @@ class Store:
 
     # -- what it holds ----------------------------------------------------------------------
 
+    def query(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Lines that a SELECT gives; the tables are those of :mod:`peftport.study.schema`."""
+        with db.one_line_errors(self.folder):
+            return self._db.execute(query, values).fetchall()
+
     @property
     def study(self) -> Study:
         return study_from(self._meta("study"), db.STUDY, Path(self._meta("base")))
@@ -166,27 +179,27 @@ class Store:
     @property
     def notes(self) -> list[str]:
         """What happened that should not have: differing duplicates, other versions."""
-        return [note for (note,) in self._all("SELECT note FROM notes ORDER BY id")]
+        return [note for (note,) in self.query("SELECT note FROM notes ORDER BY id")]
 
     @property
     def dates(self) -> tuple[str, str]:
         """When the store was made and when its last result came (empty without one), UTC."""
-        last = self._all("SELECT coalesce(max(finished), '') FROM results")[0][0]
+        last = self.query("SELECT coalesce(max(finished), '') FROM results")[0][0]
         return str(self._meta("created")), str(last)
 
     def states(self) -> dict[str, str]:
         """Key to ``done`` or ``failed``; keys without a result are missing."""
-        return dict(self._all("SELECT key, status FROM results"))
+        return dict(self.query("SELECT key, status FROM results WHERE status <> 'damaged'"))
 
     def seconds(self) -> dict[str, float]:
         """Key to a training's share of the seconds that its bank took."""
-        return dict(self._all("SELECT key, seconds FROM results WHERE status = 'done'"))
+        return dict(self.query("SELECT key, seconds FROM results WHERE status = 'done'"))
 
     def status(self) -> dict[str, Any]:
         """How many runs are planned, done, failed and missing, in all and by kind, and how many
         distinct trainings they share."""
-        counts = self._all(
-            "SELECT kind, coalesce(status, 'missing'), count(*) FROM rows "
+        counts = self.query(
+            f"SELECT kind, {_STATUS}, count(*) FROM rows "
             "LEFT JOIN results ON rows.key = results.key GROUP BY 1, 2 ORDER BY min(rows.id)"
         )
         kinds: dict[str, dict[str, int]] = {}
@@ -195,7 +208,7 @@ class Store:
             of_kind[status] += count
             of_kind["planned"] += count
         states = list(self.states().values())
-        planned = self._all("SELECT count(*) FROM trainings")[0][0]
+        planned = self.query("SELECT count(*) FROM trainings")[0][0]
         trainings = {name: states.count(name) for name in ("done", "failed")}
         return {
             "study": self.study.name,
@@ -205,7 +218,7 @@ class Store:
             "trainings": {
                 "planned": planned, **trainings, "missing": planned - sum(trainings.values()),
             },
-            "errors": sorted({error for (error,) in self._all(
+            "errors": sorted({error for (error,) in self.query(
                 "SELECT error FROM results WHERE status = 'failed'"
             )}),
         }  # fmt: skip
@@ -219,12 +232,12 @@ class Store:
         ).split()
         query = (
             f"SELECT {', '.join('rows.' + c for c in columns)}, "
-            "coalesce(status, 'missing'), coalesce(error, ''), coalesce(parameters, 0), "
+            f"{_STATUS}, coalesce(error, ''), coalesce(parameters, 0), "
             "coalesce(split, 0) FROM rows LEFT JOIN results ON rows.key = results.key "
             "ORDER BY rows.id"
         )
         added = ["status", "error", "parameters", "split"]
-        frame = pd.DataFrame(self._all(query), columns=[*columns, *added])
+        frame = pd.DataFrame(self.query(query), columns=[*columns, *added])
         frame["budgets"] = [tuple(json.loads(text)) for text in frame["budgets"]]
         return frame
 
@@ -236,35 +249,45 @@ class Store:
 
     def labels(self) -> np.ndarray:
         """Class of every measured sentence  [N]."""
-        rows = self._all("SELECT label FROM sentences ORDER BY position")
+        rows = self.query("SELECT label FROM sentences ORDER BY position")
         return np.array([label for (label,) in rows], dtype=np.int64)
 
     def sentences(self) -> list[str]:
         """Id of every measured sentence, in the order of the scores."""
-        return [name for (name,) in self._all("SELECT id FROM sentences ORDER BY position")]
+        return [name for (name,) in self.query("SELECT id FROM sentences ORDER BY position")]
 
     def scores(self, key: str, budget: int) -> np.ndarray | None:
-        """Class logits  [N, C] of a training after ``budget`` steps; None where not measured."""
-        found = self._all(
-            "SELECT classes, scores FROM scores WHERE key = ? AND budget = ?", (key, budget)
+        """Class logits  [N, C] of a training after ``budget`` steps; None where not measured.
+
+        Raises:
+            InputError: they are no longer what was stored.
+        """
+        found = self.query(
+            "SELECT classes, module, scores, digest FROM scores WHERE key = ? AND budget = ?",
+            (key, budget),
         )
         if not found:
             return None
-        classes, blob = found[0]
+        classes, module, blob, digest = found[0]
+        if schema.score_digest(key, budget, classes, module, blob) != digest:
+            raise InputError(
+                f"scores of run {key} at budget {budget} in store '{self.folder}' are damaged: "
+                f"their digest is another; {db.REPAIR}"
+            )
         return np.frombuffer(blob, dtype="<f4").reshape(-1, classes)
 
     def failures(self) -> dict[str, str]:
         """Key to the traceback of a failed training."""
-        return dict(self._all("SELECT key, traceback FROM results WHERE status = 'failed'"))
+        return dict(self.query("SELECT key, traceback FROM results WHERE status = 'failed'"))
 
     def ingredients(self, key: str) -> dict[str, Any]:
         """Everything that can move the numbers of a training."""
-        found = self._all("SELECT ingredients FROM trainings WHERE key = ?", (self.find(key),))
+        found = self.query("SELECT ingredients FROM trainings WHERE key = ?", (self.find(key),))
         return dict(json.loads(found[0][0]))
 
     def find(self, start: str) -> str:
         """The key that begins with ``start``. Raises InputError unless there is exactly one."""
-        keys = [k for (k,) in self._all("SELECT key FROM trainings") if k.startswith(start)]
+        keys = [k for (k,) in self.query("SELECT key FROM trainings") if k.startswith(start)]
         if len(keys) != 1 or not start:
             what = "no run has" if not keys else f"{len(keys)} runs have"
             raise InputError(
@@ -275,12 +298,17 @@ class Store:
 
     def budgets(self, key: str) -> list[int]:
         """Budgets at which a training is measured, ascending."""
-        found = self._all("SELECT budgets FROM rows WHERE key = ? LIMIT 1", (key,))
+        found = self.query("SELECT budgets FROM rows WHERE key = ? LIMIT 1", (key,))
         return sorted(json.loads(found[0][0])) if found else []
+
+    def contents(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Digests of what is written once: as it is, and as it was when it was written."""
+        with db.one_line_errors(self.folder):
+            return schema.contents(self._db), self._meta("contents")
 
     def module_digest(self, key: str, budget: int) -> str | None:
         """Digest of the module after ``budget`` steps, as it was when it was measured."""
-        found = self._all("SELECT module FROM scores WHERE key = ? AND budget = ?", (key, budget))
+        found = self.query("SELECT module FROM scores WHERE key = ? AND budget = ?", (key, budget))
         return str(found[0][0]) if found else None
 
     def module(self, key: str) -> bytes:
@@ -289,7 +317,7 @@ class Store:
         Raises:
             InputError: that training is not finished, or its file is gone or damaged.
         """
-        found = self._all("SELECT module FROM results WHERE key = ? AND status = 'done'", (key,))
+        found = self.query("SELECT module FROM results WHERE key = ? AND status = 'done'", (key,))
         if not found or found[0][0] is None:
             raise InputError(f"run {key} has no module yet; finish the study with the same command")
         name = str(found[0][0])
@@ -297,11 +325,11 @@ class Store:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise InputError(f"cannot read module '{path}': {error.strerror}") from None
-        if hashlib.sha256(content).hexdigest() != name:
             raise InputError(
-                f"module '{path}' is damaged: its digest is not its name; restore it from a copy"
-            )
+                f"cannot read module '{path}': {error.strerror}; {db.REPAIR}"
+            ) from None
+        if hashlib.sha256(content).hexdigest() != name:
+            raise InputError(f"module '{path}' is damaged: its digest is not its name; {db.REPAIR}")
         return content
 
     # -- writing ----------------------------------------------------------------------------
@@ -315,16 +343,35 @@ class Store:
             names = [None if o.module is None else self._keep(o.module) for o in outcomes]
             with db.transaction(self._db):
                 states = self.states()
+                damaged = self._damaged()
                 for outcome, name in zip(outcomes, names, strict=True):
                     if states.get(outcome.key) == "done":
-                        self._compare(outcome)
-                    else:
-                        self._insert(outcome, name)
+                        self._compare(outcome, "the first ones were kept")
+                        continue
+                    if outcome.key in damaged:
+                        self._compare(outcome, "the damaged result's were replaced")
+                    self._insert(outcome, name)
+
+    def mark_damaged(self, damages: Mapping[str, str]) -> None:
+        """Put results back to missing, by key with what is wrong with them; what is sound of them
+        stays until they are done again. Nothing vouches for a damaged result: only who asks for it
+        gets this."""
+        with db.one_line_errors(self.folder), db.transaction(self._db):
+            for key, text in damages.items():
+                self._db.execute("UPDATE results SET status = 'damaged' WHERE key = ?", (key,))
+                for (budget,) in self.query("SELECT budget FROM scores WHERE key = ?", (key,)):
+                    try:
+                        self.scores(key, budget)
+                    except InputError:
+                        self._db.execute(
+                            "DELETE FROM scores WHERE key = ? AND budget = ?", (key, budget)
+                        )
+                self.note(f"{text}; it is done again")
 
     def note(self, text: str) -> None:
         """Keep a remark for whoever reads the numbers."""
         log.warning("%s", text)
-        self._db.execute("INSERT INTO notes (at, note) VALUES (?, ?)", (_now(), text))
+        self._db.execute("INSERT INTO notes (at, note) VALUES (?, ?)", (db.now(), text))
 
     def _keep(self, module: bytes) -> str:
         """Write a module's file; returns its name."""
@@ -335,54 +382,78 @@ class Store:
     def _insert(self, outcome: Outcome, module: str | None) -> None:
         status = "done" if outcome.error is None else "failed"
         self._db.execute(
-            "INSERT INTO results VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?) "
+            "INSERT INTO results VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (key) DO UPDATE SET status = excluded.status, attempt = attempt + 1, "
             "seconds = excluded.seconds, finished = excluded.finished, module = excluded.module, "
             "parameters = excluded.parameters, error = excluded.error, "
-            "traceback = excluded.traceback, split = excluded.split",
+            "traceback = excluded.traceback, split = excluded.split, digest = excluded.digest",
             (
-                outcome.key, status, outcome.seconds, _now(), outcome.parameters, module,
+                outcome.key, status, outcome.seconds, db.now(), outcome.parameters, module,
                 outcome.error, outcome.traceback, int(outcome.split),
+                schema.result_digest(
+                    outcome.key, status, outcome.parameters, module, outcome.error,
+                    int(outcome.split),
+                ),
             ),
         )  # fmt: skip
         for m in outcome.measures:
             scores = np.ascontiguousarray(m.scores, dtype="<f4")
+            line = (outcome.key, m.budget, scores.shape[1], m.module, scores.tobytes())
             self._db.execute(
-                "INSERT INTO scores VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (outcome.key, m.budget, scores.shape[1], scores.tobytes(), m.module),
+                "INSERT OR REPLACE INTO scores (key, budget, classes, module, scores, digest) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (*line, schema.score_digest(*line)),
             )
 
-    def _compare(self, outcome: Outcome) -> None:
-        """A result that is there already: nothing to do, unless its numbers differ."""
+    def _compare(self, outcome: Outcome, end: str) -> None:
+        """Scores that are there already: nothing to say, unless they differ."""
         for m in outcome.measures:
             old = self.scores(outcome.key, m.budget)
             new = np.ascontiguousarray(m.scores, dtype="<f4")
-            if old is None or old.tobytes() != new.tobytes():
+            if old is not None and old.tobytes() != new.tobytes():
                 self.note(
                     f"nondeterminism: {outcome.key} gave other scores at budget {m.budget} when it "
-                    "was repeated; the first ones were kept"
+                    f"was repeated; {end}"
                 )
+
+    def _damaged(self) -> set[str]:
+        """Keys of results that were marked so and are not done again yet."""
+        return {key for (key,) in self.query("SELECT key FROM results WHERE status = 'damaged'")}
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _all(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        with db.one_line_errors(self.folder):
-            return self._db.execute(query, values).fetchall()
-
     def _meta(self, name: str) -> Any:
-        found = self._all("SELECT value FROM meta WHERE name = ?", (name,))
+        found = self.query("SELECT value FROM meta WHERE name = ?", (name,))
         return json.loads(found[0][0])
 
     def _is_made(self) -> bool:
-        return bool(self._all("SELECT 1 FROM sqlite_master WHERE name = 'meta'"))
+        return bool(self.query("SELECT 1 FROM sqlite_master WHERE name = 'meta'"))
 
-    def _check_version(self) -> None:
-        version = self._meta("schema_version")
-        if version != db.SCHEMA_VERSION:
+    def _version(self) -> int:
+        """The store's version. Raises InputError when it is one that nobody here knows."""
+        version, known = self._meta("schema_version"), schema.SCHEMA_VERSION
+        if not isinstance(version, int) or not 1 <= version <= known:
             raise InputError(
-                f"store '{self.folder}' has schema version {version}, this peftport reads "
-                f"{db.SCHEMA_VERSION}; use the peftport that made it or give a new --store"
+                f"store '{self.folder}' has schema version {version}, this peftport knows 1 to "
+                f"{known}; install the peftport that made it, or give a new --store"
             )
+        return version
+
+    def _as_current(self) -> None:
+        """An older store is read as what it would become; its file stays as it is."""
+        version = self._version()
+        if version < schema.SCHEMA_VERSION:
+            self._db = db.in_memory(self._db)
+            schema.migrate(self._db, version)
+
+    def _migrate(self, version: int) -> None:
+        if version < schema.SCHEMA_VERSION:
+            with db.transaction(self._db):
+                schema.migrate(self._db, version)
+                self.note(
+                    f"the store of schema version {version} became one of "
+                    f"{schema.SCHEMA_VERSION}; digests vouch for its scores since then"
+                )
 
     def _check_grid(self, study: Study) -> None:
         theirs = self._meta("grid")
@@ -394,14 +465,14 @@ class Store:
 
     def _check_same(self, planned: Planned) -> None:
         self._check_grid(planned.study)
-        old, new = self.facts, json.loads(json.dumps(planned.facts))
-        for name in sorted(_flat(old).items() ^ _flat(new).items()):
-            key = name[0]
+        old = by_dotted_name(self.facts)
+        new = by_dotted_name(json.loads(json.dumps(planned.facts)))
+        for key, _ in sorted(old.items() ^ new.items()):
             raise InputError(
-                f"store '{self.folder}' was made with {key} = {_flat(old).get(key)}, now it is "
-                f"{_flat(new).get(key)}; give another --store, or go back to what it was made with"
+                f"store '{self.folder}' was made with {key} = {old.get(key)}, now it is "
+                f"{new.get(key)}; give another --store, or go back to what it was made with"
             )
-        if self._meta("plan") != _plan_digest(planned):
+        if self._meta("plan") != schema.plan_digest(planned):
             raise InputError(
                 f"store '{self.folder}' was planned by another peftport: the same grid has other "
                 "run keys now (a method's default changed); give another --store"
@@ -412,73 +483,12 @@ class Store:
                 self.note(f"resumed with versions {now}; the store was made with {then}")
 
     def _make(self, planned: Planned) -> None:
-        study = planned.study
-        text = yaml.safe_dump(to_mapping(study), sort_keys=False, allow_unicode=True)
-        write_bytes(self.folder / db.STUDY, text.encode())
-        meta = {
-            "schema_version": db.SCHEMA_VERSION,
-            "grid": study.digest,
-            "study": to_mapping(study),
-            "base": study.base,
-            "plan": _plan_digest(planned),
-            "facts": planned.facts,
-            "environment": planned.environment,
-            "guard": planned.guard,
-            "created": _now(),
-        }
         with db.transaction(self._db):
-            for statement in filter(str.strip, db.TABLES.split(";")):
-                self._db.execute(statement)
-            self._db.executemany(
-                "INSERT INTO meta VALUES (?, ?)",
-                [(name, json.dumps(value)) for name, value in meta.items()],
-            )
-            self._db.executemany(
-                "INSERT INTO trainings VALUES (?, ?)",
-                [(k, json.dumps(v, sort_keys=True)) for k, v in planned.ingredients.items()],
-            )
-            self._db.executemany(
-                "INSERT INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        key, r.kind, r.method, r.source, r.target, r.data, r.seed, r.source_seed,
-                        r.init, json.dumps(r.budgets), r.lr, r.head_lr,
-                    )
-                    for r, key in planned.rows
-                ],
-            )  # fmt: skip
-            self._db.executemany(
-                "INSERT INTO sentences (id, label) VALUES (?, ?)", planned.sentences
-            )
+            schema.fill(self._db, planned)
 
-
-def _check_folder(folder: Path) -> None:
-    """Raises InputError when a folder holds something that is not a store."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"'{folder}' is a file; give a folder to --store")
-    ours = (db.DATABASE, db.LOCK, db.MODULES, db.STUDY)
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    strangers = [name for name in names if not name.startswith(ours)]
-    if strangers and db.DATABASE not in names:
-        raise InputError(
-            f"'{folder}' is not empty and holds no store (it has '{sorted(strangers)[0]}'); "
-            "give a new folder to --store"
-        )
-
-
-def _plan_digest(planned: Planned) -> str:
-    keys = json.dumps([key for _, key in planned.rows])
-    return hashlib.sha256(keys.encode()).hexdigest()
-
-
-def _flat(facts: Mapping[str, Any], start: str = "") -> dict[str, Any]:
-    """Nested facts by dotted name."""
-    flat: dict[str, Any] = {}
-    for key, value in facts.items():
-        inner = _flat(value, f"{start}{key}.") if isinstance(value, dict) else None
-        flat.update(inner if inner is not None else {f"{start}{key}": json.dumps(value)})
-    return flat
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    def _write_study(self) -> None:
+        """The grid in its own words, for people; the store itself does not read it."""
+        text = yaml.safe_dump(to_mapping(self.study), sort_keys=False, allow_unicode=True)
+        path = self.folder / db.STUDY
+        if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+            write_bytes(path, text.encode())

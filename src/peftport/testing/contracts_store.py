@@ -6,7 +6,10 @@ class TestMine(StoreContract):
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -22,6 +25,7 @@ import numpy as np
 import pytest
 
 from peftport.errors import InputError, RunError
+from peftport.study import database
 from peftport.study.expand import Run
 from peftport.study.export import export
 from peftport.study.grid import parse_study
@@ -215,13 +219,63 @@ class StoreContract:
             self.store.write(tmp_path / "s", planned(runs=5))
 
     def test_a_second_writer_is_refused_by_the_first_ones_name(self, tmp_path: Path) -> None:
+        name = f"is being written by process {os.getpid()} on {os.uname().nodename}"
         with (
             self.store.write(tmp_path / "s", planned()) as first,
-            pytest.raises(InputError, match=f"being written by process {os.getpid()}"),
+            pytest.raises(InputError, match=rf"{name} since \d{{4}}-\d\d-\d\dT"),
         ):
             self.store.write(tmp_path / "s", planned())
         first.close()
         self.store.write(tmp_path / "s", planned()).close()
+
+    def test_a_place_that_cannot_lock_is_not_another_writer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_locks(*_: Any) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+        with pytest.raises(InputError, match="No locks available"):
+            self.store.write(tmp_path / "s", planned())
+
+    def test_a_read_only_store_is_read_and_not_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with self.store.write(tmp_path / "s", planned()) as store:
+            store.commit(outcome(1))
+        opened = os.open
+
+        def refuse(path: Any, flags: int, *more: Any, **named: Any) -> int:
+            if flags & (os.O_RDWR | os.O_WRONLY):  # root may write whatever the mode says
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return opened(path, flags, *more, **named)
+
+        monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+        monkeypatch.setattr(os, "open", refuse)
+        with self.store.read(tmp_path / "s") as store:
+            assert store.module(key_of(1)) == outcome(1).module
+            assert len(store.frame()) == len(BUDGETS) * 4
+        with pytest.raises(InputError, match="Permission denied; give a folder"):
+            self.store.write(tmp_path / "s", planned())
+
+    def test_a_clock_that_jumps_moves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        exports = []
+        for name, years in (("a", [2026]), ("b", [2026, 1970, 2100, 1970])):
+            times = itertools.cycle(f"{year}-01-01T00:00:00+00:00" for year in years)
+            with monkeypatch.context() as patch:
+                patch.setattr(database, "now", lambda times=times: next(times))
+                with self.store.write(tmp_path / name, planned()) as store:
+                    for number in range(3):
+                        store.commit(outcome(number))
+                        store.note(f"note {number}")
+            with self.store.read(tmp_path / name) as store:
+                assert store.notes == ["note 0", "note 1", "note 2"]
+                assert list(store.states().values()) == ["done"] * 3
+                export(store, "csv", tmp_path / f"{name}.csv")
+            exports.append((tmp_path / f"{name}.csv").read_bytes())
+        assert exports[0] == exports[1]
 
     def test_reading_goes_on_while_another_writes(self, tmp_path: Path) -> None:
         with (
@@ -327,6 +381,46 @@ class StoreContract:
             assert store.states() == {key_of(0): "done"}
             store.commit(outcome(1))
             assert store.states() == {key_of(0): "done", key_of(1): "done"}
+
+    def test_a_full_database_is_one_line_and_loses_nothing(self, tmp_path: Path) -> None:
+        with self.store.write(tmp_path / "s", planned()) as store:
+            store.commit(outcome(0))
+            ((pages,),) = store._db.execute("PRAGMA page_count").fetchall()
+            store._db.execute(f"PRAGMA max_page_count = {pages}")
+            with pytest.raises(RunError, match="no space left"):
+                store.commit(*(replace(outcome(n), traceback="x" * 9000) for n in (1, 2, 3)))
+            assert store.states() == {key_of(0): "done"}
+            store._db.execute("PRAGMA max_page_count = 100000")
+            store.commit(outcome(1), outcome(2), outcome(3))
+            assert len(store.states()) == 4
+
+    def test_what_is_marked_damaged_is_missing_until_it_is_done_again(self, tmp_path: Path) -> None:
+        with self.store.write(tmp_path / "s", planned()) as store:
+            store.commit(outcome(0), outcome(1))
+            before = store.status()
+            store.mark_damaged({key_of(1): "the module of 1 is damaged"})
+            assert store.states() == {key_of(0): "done"}
+            status = store.status()
+            assert (status["done"], status["missing"]) == (2, 3)
+            assert status["trainings"]["missing"] == 3
+            assert "missing" in set(store.rows()["status"])
+            store.commit(outcome(1))
+            assert store.status() == before
+            assert store.notes == ["the module of 1 is damaged; it is done again"]
+            store.mark_damaged({key_of(1): "damaged once more"})
+            store.commit(outcome(1, shift=1.0))
+            assert any("nondeterminism" in note for note in store.notes)
+            found = store.scores(key_of(1), 0)
+            assert found is not None
+            assert found.tobytes() == outcome(1, shift=1.0).measures[0].scores.tobytes()
+
+    def test_damaged_scores_are_not_trusted(self, tmp_path: Path) -> None:
+        with self.store.write(tmp_path / "s", planned()) as store:
+            store.commit(outcome(1))
+            store._db.execute("UPDATE scores SET scores = zeroblob(96) WHERE budget = 0")
+            with pytest.raises(InputError, match="are damaged"):
+                store.scores(key_of(1), 0)
+            assert store.scores(key_of(1), 10) is not None
 
     def test_a_damaged_module_is_not_trusted(self, tmp_path: Path) -> None:
         with self.store.write(tmp_path / "s", planned()) as store:
