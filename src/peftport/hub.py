@@ -36,7 +36,7 @@ def push(folder: Path, repo: str, *, public: bool = False, only: Sequence[str] =
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    no_answer = HfHubHTTPError.__bases__[0]  # its HTTP library's error, whichever it is
+    no_answer: type[Exception] = HfHubHTTPError.__bases__[0]  # its HTTP library's error, whichever it is
 
     api = HfApi(library_name="peftport")
     name = repo.removeprefix("hf://")
