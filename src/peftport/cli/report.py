@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from peftport.cli.options import echo_json, json_option, quiet_option
 from peftport.errors import InputError
 
+if TYPE_CHECKING:
+    from peftport.report.evidence import Evidence
+
 
 @click.command()
 @click.argument("store", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("other", metavar="[OTHER]", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
               help="HTML page to write; one file that opens offline.")  # fmt: skip
 @click.option("--figures", type=click.Path(path_type=Path), metavar="FOLDER",
@@ -24,6 +29,7 @@ from peftport.errors import InputError
 @quiet_option
 def report(
     store: Path,
+    other: Path | None,
     output: Path | None,
     figures: Path | None,
     tables: Path | None,
@@ -36,26 +42,30 @@ def report(
     DIR is the store of a study, finished or not; the report says what is missing. An exported
     table (csv, parquet) will do too: intervals then hold the test sentences fixed.
 
+    With OTHER, the store or export of another study, the two are compared: what was run
+    differently, and which differences are beyond noise.
+
     \b
     Example:
       peftport report runs/quick -o report.html
       peftport report runs/quick --tables tables --figures figures
       peftport report runs/mini --with runs/mini-ablations -o mini.html
+      peftport report runs/here runs/there -o differences.html
     """
     from peftport.report import output as write
     from peftport.report import terminal
     from peftport.report.build import build
-    from peftport.report.exported import is_export, read_export
-    from peftport.report.source import read_evidence
 
     if output is not None:
         write.check_file(output)
     for folder in (figures, tables):
         if folder is not None:
             write.check_folder(folder)
-    if is_export(store) and more:
-        raise InputError("--with needs stores; give the study's own store, not its export")
-    made = build(read_export(store) if is_export(store) else read_evidence(store, more))
+    evidence = _evidence(store, more)
+    if other is not None:
+        _compare(evidence, _evidence(other, ()), output, figures or tables, as_json, quiet)
+        return
+    made = build(evidence)
     if output is not None:
         write.write_page(made, output)
     if figures is not None:
@@ -69,3 +79,35 @@ def report(
         for path in (output, figures, tables):
             if path is not None:
                 click.echo(f"wrote {path}")
+
+
+def _evidence(path: Path, more: tuple[Path, ...]) -> Evidence:
+    from peftport.report.exported import is_export, read_export
+    from peftport.report.source import read_evidence
+
+    if not is_export(path):
+        return read_evidence(path, more)
+    if more:
+        raise InputError("--with needs stores; give the study's own store, not its export")
+    return read_export(path)
+
+
+def _compare(
+    first: Evidence, second: Evidence, output: Path | None, folder: Path | None, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    from peftport.atomic import write_text
+    from peftport.report import compare
+    from peftport.report.resample import DRAWS
+
+    if folder is not None:
+        raise InputError("--figures and --tables are of one study; give them with one DIR")
+    found = compare.compare(first, second, DRAWS)
+    if output is not None:
+        write_text(output, compare.page(found))
+    if as_json:
+        echo_json(compare.data(found))
+    elif not quiet:
+        click.echo(compare.text(found))
+        if output is not None:
+            click.echo(f"wrote {output}")

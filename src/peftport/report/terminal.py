@@ -56,7 +56,7 @@ def data(report: Report) -> dict[str, Any]:
         }
         for claim in report.claims
     ]
-    found = {name: _records(table) for name, table in report.tables.items()}
+    found = {name: records(table) for name, table in report.tables.items()}
     return {
         "study": report.evidence.name,
         "metric": report.metric,
@@ -66,7 +66,8 @@ def data(report: Report) -> dict[str, Any]:
     }
 
 
-def _records(table: Any) -> list[dict[str, Any]]:
+def records(table: Any) -> list[dict[str, Any]]:
+    """Lines of a table for JSON."""
     return [
         {str(k): None if v != v else getattr(v, "item", lambda v=v: v)() for k, v in row.items()}
         for row in table.to_dict("records")
