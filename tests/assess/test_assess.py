@@ -140,6 +140,23 @@ def test_classes_go_by_name_then_by_the_map(place: Path) -> None:
         labelled(data, replace(known, notes={}), 3, QUICK)
 
 
+def test_texts_are_not_chosen_by_where_they_stand(place: Path, tmp_path: Path) -> None:
+    """A file sorted by class, of which a part is used, still has both."""
+    lines = (place / "d.csv").read_text().splitlines()
+    rows = sorted(lines[1:], key=lambda line: line.rpartition(",")[2])
+    (tmp_path / "sorted.csv").write_text("\n".join([lines[0], *rows]) + "\n")
+    host = load_host(str(place / "new"))
+    module = fresh_module(host, config_from_json({"method": "lora"}), 0)
+    few = replace(QUICK, train=40, validation=20, test=30)
+    one, two = (
+        labelled(load_dataset(str(path)), module, 2, few)
+        for path in (place / "d.csv", tmp_path / "sorted.csv")
+    )
+    for part in ("train", "validation", "test"):
+        assert set(getattr(two, part).labels) == {0, 1}
+        assert getattr(two, part) == getattr(one, part)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -12,7 +12,7 @@ import numpy as np
 
 from peftport.assessing.settings import Settings
 from peftport.data.datasets import Dataset
-from peftport.data.splits import normalise, split_of
+from peftport.data.splits import hash_unit, normalise, split_of
 from peftport.errors import InputError, UnknownName
 from peftport.methods.base import Module
 from peftport.port_folder.texts import read_texts
@@ -84,7 +84,8 @@ def labelled(
         ("test", ("test",), settings.test),
     ):
         dataset.split(splits[0])  # says what is missing
-        found = [e for split in splits for e in dataset.split(split)][:most]
+        examples = [e for split in splits for e in dataset.split(split)]
+        found = sorted(examples, key=lambda e: _place(e.text))[:most]
         parts[name] = Part(tuple(e.text for e in found), tuple(index[e.label] for e in found))
     if len(set(parts["test"].labels)) < 2:
         raise InputError(
@@ -163,9 +164,15 @@ def unlabelled(ref: str, settings: Settings, *, column: str = "text") -> UserDat
     for name, texts in parts.items():
         if not texts:
             raise InputError(f"'{ref}' has no {name} texts; give more of them")
-        del texts[getattr(settings, name) :]
+        texts[:] = sorted(texts, key=_place)[: getattr(settings, name)]
     train, validation, test = (Part(tuple(t), (0,) * len(t)) for t in parts.values())
     return UserData(ref, (), train, validation, test)
+
+
+def _place(text: str) -> tuple[float, str]:
+    """Texts are chosen by their hashes, as a study's are, and not by where they stand: files are
+    often sorted by class."""
+    return hash_unit(text), text
 
 
 def constant(labels: np.ndarray) -> np.ndarray:

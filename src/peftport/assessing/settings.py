@@ -28,7 +28,7 @@ class Settings:
         rates, head_rates: the short lists that every init's learning rates are chosen from.
         batch: examples a step.
         sampled: how the sampled control is drawn.
-        train, validation, test: use at most so many texts of each part, the first ones.
+        train, validation, test: use at most so many texts of each part, chosen by their hashes.
         bank: most modules that are trained together.
         thresholds: where the answers begin.
     """
