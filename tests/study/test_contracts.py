@@ -1,4 +1,4 @@
-"""Our store and our executor keep the contracts that are shipped for others."""
+"""Our store and our executors keep the contracts that are shipped for others."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import click
 import yaml
 
 from peftport.cli.options import echo_json, echo_table, json_option, quiet_option
+from peftport.cli.plan import plan
 from peftport.errors import InputError, RunError
 from peftport.study.store import Store
 
@@ -36,11 +37,16 @@ def study() -> None:
     """
 
 
+study.add_command(plan)
+
+
 @study.command()
 @click.argument("name", metavar="NAME|FILE.yaml")
 @click.option("--store", "folder", metavar="DIR", type=click.Path(path_type=Path),
               help="Where results are kept.")  # fmt: skip
-@click.option("--executor", default="local", show_default=True, help="Where banks are done.")
+@click.option("--executor", default="local", show_default=True,
+              help="Where banks are done: local (this process) or ray.")  # fmt: skip
+@click.option("--address", metavar="ADDRESS", help="Ray cluster to work on; default this machine.")
 @click.option("--bank", default="auto", show_default=True, metavar="auto|N", callback=_bank,
               help="Modules trained together; chosen by measuring when the store is made, then "
               "kept.")  # fmt: skip
@@ -68,6 +74,7 @@ def run(
     name: str,
     folder: Path | None,
     executor: str,
+    address: str | None,
     bank: int | None,
     memory_gb: float | None,
     kernel: str | None,
@@ -89,6 +96,7 @@ def run(
     Example:
       peftport study run quick --store runs/quick
       peftport study run mini --dry-run --memory 8
+      peftport study run mini --store runs/mini --executor ray
     """
     from peftport.study.files import find_study
 
@@ -122,7 +130,7 @@ def run(
     assert folder is not None
     if not quiet:
         _show_guard(prepared.materials.guard)
-    options = Options(executor, limit, retry_failed, quiet, wish, retry_damaged)
+    options = Options(executor, limit, retry_failed, quiet, wish, retry_damaged, address)
     status = run_study(prepared, folder, options)
     if as_json:
         echo_json(status)

@@ -21,7 +21,7 @@ from peftport.methods.base import Module
 from peftport.study.banks import Keys, compose
 from peftport.study.chosen import Trial, choose
 from peftport.study.estimate import cost_s
-from peftport.study.executors.base import BankJob, Executor, Job, executors
+from peftport.study.executors.base import BankJob, Executor, Job, Place, executors
 from peftport.study.grid import Study
 from peftport.study.materials import Materials, gather, located
 from peftport.study.modules import from_bytes
@@ -58,6 +58,7 @@ class Options:
 
     Attributes:
         executor: where banks are done.
+        address: of a cluster, for an executor that works on one.
         limit: do at most so many trainings, rounded up to whole banks.
         retry_failed: do failed trainings again.
         retry_damaged: read the store again, and do what is damaged again.
@@ -71,6 +72,7 @@ class Options:
     quiet: bool = False
     sizing: Wish = field(default_factory=Wish)
     retry_damaged: bool = False
+    address: str | None = None
 
 
 def prepare(study: Study, dtype: str = "float32") -> Prepared:
@@ -98,7 +100,7 @@ def run_study(prepared: Prepared, folder: Path, options: Options) -> dict[str, A
     """Do what is missing, and return the store's status.
 
     Raises:
-        InputError: the store cannot be used; RunError: it is full.
+        InputError: the store cannot be used; RunError: it is full, or workers keep dying.
     """
     make_executor = executors.get(options.executor)
     materials, plan, planned = prepared.materials, prepared.plan, prepared.planned
@@ -111,11 +113,14 @@ def run_study(prepared: Prepared, folder: Path, options: Options) -> dict[str, A
             _put_back(store)
         threads, kernel = int(store.environment["threads"]), recorded_kernel(store)
         device, _ = recorded_device(store.environment)
-        executor = make_executor(lambda: Runner(materials, threads, kernel, device))
+        place = Place(options.address, threads, int(device == "cuda"))
         todo = _todo(store, plan, options)
         banks = [keys for wave in todo for keys in wave]
         costs = {keys: sum(cost_s(materials, plan.trainings[k]) for k in keys) for keys in banks}
-        with Progress(sum(costs.values()), len(banks), quiet=options.quiet) as progress:
+        with (
+            make_executor(lambda: Runner(materials, threads, kernel, device), place) as executor,
+            Progress(sum(costs.values()), len(banks), quiet=options.quiet) as progress,
+        ):
             for wave in todo:
                 for keys, outcomes in _outcomes(store, plan, executor, wave):
                     store.commit(*_wanted(store, outcomes, options))

@@ -2,19 +2,24 @@
 
 class TestMine(ExecutorContract):
     executor = "mine"
+
+One whose workers are processes of their own passes :class:`IsolatedExecutorContract` as well.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from peftport.errors import UnknownName
-from peftport.study.executors.base import BankJob, Executor, Job, executors
+from peftport.errors import InputError, RunError, UnknownName
+from peftport.study.executors.base import BankJob, Executor, Job, Worker, executors
 from peftport.study.planned import Measure, Outcome
 
 #: most banks that may be drawn ahead of the outcomes taken
@@ -22,17 +27,31 @@ WINDOW = 64
 
 
 class ToyWorker:
-    """Scores that follow from the job alone; ``bad`` jobs fail."""
+    """Scores that follow from the job alone; ``bad`` jobs fail, ``die`` jobs end the process, and
+    those with a path end it as long as the file is not there, which they make."""
 
     def do(self, bank: BankJob) -> list[Outcome]:
         return [self._outcome(job) for job in bank.jobs]
 
     def _outcome(self, job: Job) -> Outcome:
+        if isinstance(job.training, Path) and not job.training.exists():
+            job.training.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.training == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
         if job.training == "bad":
             return Outcome(job.key, 0.0, error="bad job", traceback="Traceback: bad job")
         digest = hashlib.sha256(job.key.encode() + (job.source or b"")).digest()
         scores = np.frombuffer(digest, dtype=np.uint8).astype(np.float32).reshape(-1, 2)
         return Outcome(job.key, 0.0, (Measure(0, scores, "m"),), 1, b"module")
+
+
+def broken_worker() -> Worker:
+    raise InputError("no such host")
+
+
+def one_bank(*trainings: object) -> BankJob:
+    return BankJob(tuple(Job(f"k{at}", training) for at, training in enumerate(trainings)))
 
 
 def banks(count: int, bad: tuple[int, ...] = ()) -> Iterator[BankJob]:
@@ -51,8 +70,8 @@ class ExecutorContract:
 
     executor: ClassVar[str]
 
-    def make(self) -> Executor:
-        return executors.get(self.executor)(ToyWorker)
+    def make(self, make_worker: Callable[[], Worker] = ToyWorker) -> Executor:
+        return executors.get(self.executor)(make_worker)
 
     def test_it_is_registered_by_its_name(self) -> None:
         assert executors.get(self.executor).name == self.executor
@@ -103,3 +122,33 @@ class ExecutorContract:
 
     def test_no_banks_no_outcomes(self) -> None:
         assert list(self.make().run(iter(()))) == []
+
+    def test_a_worker_that_cannot_be_made_ends_the_run(self) -> None:
+        with self.make(broken_worker) as executor, pytest.raises(InputError, match="no such host"):
+            list(executor.run(banks(2)))
+
+
+class IsolatedExecutorContract(ExecutorContract):
+    """Tests that any executor passes whose workers are processes of their own."""
+
+    def test_a_bank_whose_worker_dies_is_done_again_whole(self, tmp_path: Path) -> None:
+        bank = one_bank("good", tmp_path / "died", "good")
+        with self.make() as executor:
+            (outcomes,) = executor.run([bank])
+        assert [(o.key, o.error, o.split) for o in outcomes] == [
+            (f"k{n}", None, False) for n in range(3)
+        ]
+
+    def test_a_job_that_kills_its_worker_fails_and_no_other(self) -> None:
+        kinds = ["die", "good", "good"]
+        with self.make() as executor:
+            (outcomes,) = executor.run([one_bank(*kinds)])
+        assert [o.key for o in outcomes] == [f"k{n}" for n in range(len(kinds))]
+        assert [o.error is not None for o in outcomes] == [kind != "good" for kind in kinds]
+        assert "its worker died" in str(outcomes[0].error)
+        assert outcomes[0].traceback
+        assert all(o.split for o in outcomes)
+
+    def test_workers_that_keep_dying_end_the_run(self) -> None:
+        with self.make() as executor, pytest.raises(RunError, match="died in a row"):
+            list(executor.run(one_bank("die") for _ in range(50)))

@@ -6,7 +6,9 @@ Tested by :class:`peftport.testing.contracts_executor.ExecutorContract`:
   job that fails gives an outcome with its error and traceback and stops nobody else;
 - banks are drawn as they are needed, so that stopping early does little for nothing and memory
   does not grow with their number;
-- a bank's numbers do not depend on the banks done before it.
+- a bank's numbers do not depend on the banks done before it;
+- a bank whose worker dies is done again; a job that kills its worker every time fails, and the
+  others of its bank are done (an executor in this process dies with it).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from peftport.registry import Registry
 from peftport.study.planned import Outcome
@@ -55,21 +57,54 @@ class Worker(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where workers may be, and what one of them takes.
+
+    Attributes:
+        address: of a cluster that is there already; None for this machine.
+        cpus: cores of a worker.
+        gpus: accelerators of a worker.
+    """
+
+    address: str | None = None
+    cpus: int = 1
+    gpus: int = 0
+
+
 class Executor(ABC):
-    """Where banks are done.
+    """Where banks are done; use it in ``with``, so that its workers end with it.
 
     Args:
         make_worker: makes a worker; called where the work is done, as often as there are workers.
+        place: where that may be.
+
+    Raises:
+        InputError: it is no place for this executor.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, make_worker: Callable[[], Worker]) -> None:
+    def __init__(self, make_worker: Callable[[], Worker], place: Place = Place()) -> None:
         self.make_worker = make_worker
+        self.place = place
 
     @abstractmethod
     def run(self, banks: Iterable[BankJob]) -> Iterator[list[Outcome]]:
-        """Outcomes bank by bank, as they come."""
+        """Outcomes bank by bank, as they come.
+
+        Raises:
+            RunError: workers end again and again without finishing anything.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
+        """End the workers."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 executors: Registry[type[Executor]] = Registry("executor", "peftport.study.executors")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from peftport.study.executors.base import BankJob, Executor, Worker, executors
+from peftport.errors import InputError
+from peftport.study.executors.base import BankJob, Executor, Place, Worker, executors
 from peftport.study.planned import Outcome
 
 
@@ -14,8 +15,13 @@ class Local(Executor):
 
     name = "local"
 
-    def __init__(self, make_worker: Callable[[], Worker]) -> None:
-        super().__init__(make_worker)
+    def __init__(self, make_worker: Callable[[], Worker], place: Place = Place()) -> None:  # noqa: B008
+        super().__init__(make_worker, place)
+        if place.address is not None:
+            raise InputError(
+                f"the executor 'local' works in this process and has no use for --address "
+                f"{place.address}; leave it out, or give --executor ray"
+            )
         self._worker: Worker | None = None
 
     def run(self, banks: Iterable[BankJob]) -> Iterator[list[Outcome]]:

@@ -1,0 +1,99 @@
+"""The Ray executor: its contract, and studies through it. One Ray for the whole file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftport.cli.main import run
+from peftport.errors import InputError
+from peftport.study.executors.base import Place
+from peftport.study.executors.ray import RayExecutor
+from peftport.study.store import Store
+from peftport.testing.contracts_executor import IsolatedExecutorContract, ToyWorker, banks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[Any]:
+    """Two workers at a time, the least memory that Ray takes, nothing off this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # would leave a token in the home folder
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=80 << 20,
+            log_to_driver=False,
+            logging_level="error",
+            _node_ip_address="127.0.0.1",
+        )
+        yield ray
+        ray.shutdown()
+
+
+class TestRay(IsolatedExecutorContract):
+    executor = "ray"
+
+
+def test_a_worker_that_fits_no_machine_is_refused() -> None:
+    for place in (Place(cpus=3), Place(cpus=1, gpus=1)):
+        with (
+            RayExecutor(ToyWorker, place) as executor,
+            pytest.raises(InputError, match="no machine of the Ray cluster has as many"),
+        ):
+            list(executor.run(banks(1)))
+
+
+def test_a_study_through_ray_exports_the_same_bytes(pico: Path, tmp_path: Path) -> None:
+    exports = []
+    for executor in ("local", "ray"):
+        store = tmp_path / executor
+        command = ["study", "run", str(pico / "pico.yaml"), "--store", str(store), "-q"]
+        fixed = ["--bank", "3", "--kernel", "torch", "--executor", executor]
+        assert run([*command, *fixed]) == 0
+        out = tmp_path / f"{executor}.csv"
+        assert run(["study", "export", str(store), "-o", str(out), "-q"]) == 0
+        exports.append(out.read_bytes())
+        with Store.read(store) as opened:
+            assert opened.notes == []
+    assert exports[0] == exports[1]
+    names = [sorted(p.name for p in (tmp_path / e / "modules").iterdir()) for e in ("local", "ray")]
+    assert names[0] == names[1]
+
+
+def test_an_address_is_for_ray_alone(
+    pico: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", "run", str(pico / "pico.yaml"), "--store", str(tmp_path / "s"), "-q"]
+    assert run([*command, "--bank", "3", "--address", "127.0.0.1:1"]) == 2
+    assert "give --executor ray" in capsys.readouterr().err
+
+
+def test_nothing_of_ray_is_imported_without_the_option(pico: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from peftport.cli.main import run; "
+        "from peftport.study.executors.base import executors; "
+        f"assert run(['study', 'run', {str(pico / 'pico.yaml')!r}, '--dry-run', '-q']) == 0; "
+        "assert executors.names() == ['local', 'ray']; "
+        "executors.get('ray')(lambda: None); "
+        "assert not [name for name in sys.modules if name == 'ray' or name.startswith('ray.')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        RayExecutor(ToyWorker) as executor,
+        pytest.raises(InputError, match=r"pip install 'peftport\[ray\]'"),
+    ):
+        list(executor.run(banks(1)))
