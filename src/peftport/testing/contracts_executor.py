@@ -28,15 +28,18 @@ WINDOW = 64
 
 class ToyWorker:
     """Scores that follow from the job alone; ``bad`` jobs fail, ``die`` jobs end the process, and
-    those with a path end it as long as the file is not there, which they make."""
+    those with a path and a number end it so many times (the file's size counts)."""
 
     def do(self, bank: BankJob) -> list[Outcome]:
         return [self._outcome(job) for job in bank.jobs]
 
     def _outcome(self, job: Job) -> Outcome:
-        if isinstance(job.training, Path) and not job.training.exists():
-            job.training.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if isinstance(job.training, tuple):
+            path, times = job.training
+            if path.stat().st_size < times:
+                with path.open("ab") as file:
+                    file.write(b".")
+                os.kill(os.getpid(), signal.SIGKILL)
         if job.training == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if job.training == "bad":
@@ -131,8 +134,10 @@ class ExecutorContract:
 class IsolatedExecutorContract(ExecutorContract):
     """Tests that any executor passes whose workers are processes of their own."""
 
-    def test_a_bank_whose_worker_dies_is_done_again_whole(self, tmp_path: Path) -> None:
-        bank = one_bank("good", tmp_path / "died", "good")
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_a_bank_whose_workers_die_is_done_whole(self, tmp_path: Path, times: int) -> None:
+        (tmp_path / "deaths").touch()
+        bank = one_bank("good", (tmp_path / "deaths", times), "good")
         with self.make() as executor:
             (outcomes,) = executor.run([bank])
         assert [(o.key, o.error, o.split) for o in outcomes] == [

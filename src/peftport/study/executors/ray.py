@@ -3,7 +3,9 @@
 A pool of long-lived actors, each with its hosts loaded, does one bank a call. The driver hands the
 next bank to whoever is free, takes outcomes as they come, and is the only one that writes. Ray
 itself retries nothing: a bank whose worker dies is done again by another; when that one dies too,
-its halves are done apart, down to the training that kills, which becomes a failed outcome.
+its halves are done apart, down to the training that kills, which becomes a failed outcome. Where no
+training kills, two workers died by chance, and the bank is done whole after all: its numbers do not
+depend on who died.
 
 Nothing of Ray is imported before the first bank.
 
@@ -31,13 +33,34 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Whole:
-    """A bank that was drawn, with the outcomes that are there."""
+    """A bank that was drawn, with the outcomes that are there.
 
+    Attributes:
+        jobs: of the bank.
+        outcomes: one a job, as far as they are there.
+        spare: outcomes of its parts, while it is done whole once more.
+        explained: whether something is known that killed workers (a training, or memory).
+    """
+
+    jobs: tuple[Job, ...]
     outcomes: list[Outcome | None]
+    spare: list[Outcome | None] | None = None
+    explained: bool = False
 
     @property
     def is_done(self) -> bool:
         return None not in self.outcomes
+
+    @property
+    def died_by_chance(self) -> bool:
+        """Whether it was done in parts without a reason that was found."""
+        split = any(outcome is not None and outcome.split for outcome in self.outcomes)
+        return split and not self.explained and self.spare is None
+
+    def once_more(self) -> _Part:
+        """The whole bank again; if that dies, its parts' outcomes stand."""
+        self.spare, self.outcomes = self.outcomes, [None] * len(self.jobs)
+        return _Part(self, 0, self.jobs)
 
     @property
     def all(self) -> list[Outcome]:
@@ -129,7 +152,11 @@ class RayExecutor(Executor):
                             f"(the last: {_short(death)}); see to the cluster and run the same "
                             "command again"
                         )
-                if part.whole.is_done:
+                if not part.whole.is_done:
+                    continue
+                if part.whole.died_by_chance:
+                    again.append(part.whole.once_more())
+                else:
                     finished = part.whole
         finally:
             for actor, _ in self._busy.values():  # nobody takes what they are doing
@@ -176,12 +203,17 @@ class RayExecutor(Executor):
     def _bury(self, part: _Part, death: str, again: deque[_Part]) -> None:
         """What becomes of jobs whose worker died: once more, in halves, or failed."""
         part = replace(part, deaths=part.deaths + 1)
+        whole, memory = part.whole, _was_memory(death)
         log.warning("a worker died with %d trainings: %s", len(part.jobs), _short(death))
-        if len(part.jobs) > 1 and (part.deaths == DEATHS or _was_memory(death)):
+        if whole.spare is not None:
+            whole.outcomes = whole.spare
+        elif len(part.jobs) > 1 and (part.deaths == DEATHS or memory):
+            whole.explained |= memory
             again.extend(part.halves())
         elif part.deaths < DEATHS:
             again.append(part)
         else:
+            whole.explained = True
             (job,) = part.jobs
             text = f"its worker died {DEATHS} times; the last time: {_short(death)}"
             part.enter([Outcome(job.key, 0.0, error=text, traceback=death)])
@@ -245,7 +277,7 @@ def _draw(source: Iterator[BankJob]) -> _Part | None:
     bank = next(source, None)
     if bank is None:
         return None
-    return _Part(_Whole([None] * len(bank.jobs)), 0, bank.jobs)
+    return _Part(_Whole(bank.jobs, [None] * len(bank.jobs)), 0, bank.jobs)
 
 
 def _was_memory(death: str) -> bool:
