@@ -14,7 +14,7 @@ WORKERS ?= 2
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env study test check format interop golden hosts hosts-llm hosts-drift bench clean
+.PHONY: help env study test check format interop golden hosts hosts-llm hosts-drift bench docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,10 @@ hosts-llm: $(STAMP) ## build the benchmark's other hosts in the user's cache (ha
 
 hosts-drift: $(STAMP) ## build six descendants of minilm-base for the drift study (half an hour; resumes)
 	@$(VENV)/bin/peftport hosts build $(foreach i,1 2 3 4 5 6,minilm-base-drift-$(i))
+
+docs: $(STAMP) ## build the documentation site in build/site, complaining about broken links
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 bench: $(STAMP) ## time against PEFT, side by side
 	@$(PY) benchmarks/bank_vs_peft.py $(ARGS)
