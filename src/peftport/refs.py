@@ -65,12 +65,15 @@ class Snapshot:
     revision: str | None = None
 
 
-def resolve(ref: Ref, *, allow: tuple[str, ...] = ()) -> Snapshot:
+def resolve(
+    ref: Ref, *, allow: tuple[str, ...] = (), kind: Literal["model", "dataset"] = "model"
+) -> Snapshot:
     """The local folder of a reference, downloaded through huggingface_hub when it is a Hub id.
 
     Args:
         ref: what to resolve.
         allow: file patterns to fetch; weights are taken from safetensors only.
+        kind: what the Hub id names.
 
     Raises:
         InputError: the path is no folder, or the Hub has no such id, or cannot be reached.
@@ -89,7 +92,11 @@ def resolve(ref: Ref, *, allow: tuple[str, ...] = ()) -> Snapshot:
 
     patterns = list(allow) or ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        path = Path(snapshot_download(ref.id, revision=ref.revision, allow_patterns=patterns))
+        path = Path(
+            snapshot_download(
+                ref.id, revision=ref.revision, allow_patterns=patterns, repo_type=kind
+            )
+        )
     except LocalEntryNotFoundError:
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
         why = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_bank_vs_peft.py and device_probe.py run on a CPU, and the sides do the same work."""
+"""The benchmarks for a GPU run on a CPU too, and their sides do the same work."""
 
 from __future__ import annotations
 

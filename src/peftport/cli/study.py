@@ -9,6 +9,7 @@ import click
 import yaml
 
 from peftport.cli.options import echo_json, echo_table, json_option, quiet_option
+from peftport.cli.plan import plan
 from peftport.errors import InputError, RunError
 from peftport.study.store import Store
 
@@ -34,6 +35,9 @@ def study() -> None:
       peftport study status runs/quick
       peftport study export runs/quick --format csv -o quick.csv
     """
+
+
+study.add_command(plan)
 
 
 @study.command()

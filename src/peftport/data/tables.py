@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from peftport.errors import InputError
-from peftport.refs import Ref
+from peftport.refs import Ref, resolve
 
 Part = Literal["train", "validation", "test"]
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -171,10 +171,34 @@ def _parquet(path: Path) -> Table:
     except (pyarrow.ArrowException, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f"'{path}' is not readable as parquet: {first}") from None
-    return Table(path.name, tuple(table.column_names), lambda name: table.column(name).to_pylist())
+    return Table(
+        path.name,
+        tuple(table.column_names),
+        lambda name: table.column(name).to_pylist(),
+        _class_names(table.schema.metadata or {}).get,
+    )
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
+    """Names of the values of ``ClassLabel`` columns, which the Hub's parquet files carry."""
+    facts = json.loads(metadata.get(b"huggingface", b"{}"))
+    features = facts.get("info", {}).get("features", {})
+    return {name: own["names"] for name, own in features.items() if own.get("names")}
 
 
 def _hub(ref: Ref) -> dict[Part, list[Table]]:
+    """A Hub dataset's parquet files as they are; where it has none, or several sets of them, what
+    ``datasets`` makes of it."""
+    try:
+        found = resolve(ref, allow=("*.parquet",), kind="dataset").path
+    except InputError:
+        return _by_datasets(ref)
+    if len({path.parent for path in found.rglob("*.parquet")}) != 1:
+        return _by_datasets(ref)
+    return _folder(found)
+
+
+def _by_datasets(ref: Ref) -> dict[Part, list[Table]]:
     import datasets as hub
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peftport.hosts.families.base import families
 from peftport.hosts.spec import HostSpec
 from peftport.study.materials import Materials, in_banks
 from peftport.study.plan import Training
@@ -15,6 +16,7 @@ FLOP_PER_S_ALONE = 1e11
 TOKENS = 27
 #: texts of a slot's batch in the estimate of memory
 SLOT_TEXTS = 16
+_LINEAR = ("q", "k", "v", "o", "up", "gate", "down")
 #: the host's weights in its model and in the layouts of the packed program, forward and backward
 COPIES = 3
 
@@ -37,9 +39,23 @@ def memory_bytes(materials: Materials, bank: int) -> int:
     tokens = SLOT_TEXTS * _tokens(materials)
     sizes = []
     for spec in materials.specs.values():
-        weights = body_parameters(spec) + spec.vocab_size * spec.d_model
-        sizes.append(4 * COPIES * weights + bank_bytes(spec, bank, tokens))
+        sizes.append(host_bytes(spec) + bank_bytes(spec, bank, tokens))
     return max(sizes)
+
+
+def host_bytes(spec: HostSpec, width: int = 4, copies: int = COPIES) -> int:
+    """Memory of a host with its packed program.
+
+    Args:
+        spec: its spec.
+        width: bytes of a weight.
+        copies: of every linear layer's weights; the embedding is there once, and with a word host's
+            output layer, of its size, once for each copy more.
+    """
+    linear = sum(site.d_in * site.d_out for site in spec.sites if site.role in _LINEAR)
+    words = spec.vocab_size * spec.d_model
+    output = words if families.get(spec.family).decides_by == "word" else 0
+    return width * (copies * (linear + output) + words)
 
 
 def largest_host(materials: Materials) -> str:

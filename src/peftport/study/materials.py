@@ -105,7 +105,7 @@ def gather(study: Study, dtype: str = "float32") -> Materials:
     task = Task.from_json({key.replace("-", "_"): v for key, v in study.task.items()})
     specs = {host: inspect_host(located(study, host)) for host in study.hosts}
     configs = {
-        (method, host): _config(method, given, spec)
+        (method, host): config_of(method, given, spec)
         for method, given in study.methods.items()
         for host, spec in specs.items()
     }
@@ -115,7 +115,7 @@ def gather(study: Study, dtype: str = "float32") -> Materials:
                 f"host '{host}' has no packed program, so modules are trained on it in float32 "
                 f"only; leave --dtype {dtype} out"
             )
-    parts, measured, counts = _sentences(study, task)
+    parts, measured, counts = sentences(study, task)
     unlabelled = parts[TARGET].texts[: study.strategy.texts]
     return Materials(study, task, parts, measured, unlabelled, specs, configs, counts, dtype)
 
@@ -131,7 +131,8 @@ def in_banks(spec: HostSpec) -> bool:
     return families.get(spec.family).program is not Family.program
 
 
-def _config(method: str, given: Mapping[str, Any], spec: HostSpec) -> MethodConfig:
+def config_of(method: str, given: Mapping[str, Any], spec: HostSpec) -> MethodConfig:
+    """A method's config on a host: its default, with what the study's file says of it."""
     cls = methods.get(method)
     default = cls().default_config(spec).to_json()
     try:
@@ -146,7 +147,7 @@ def _load(study: Study, ref: DataRef) -> Dataset:
     return load_dataset(located(study, ref.ref), columns=Columns(**given) if given else None)
 
 
-def _sentences(study: Study, task: Task) -> tuple[dict[str, Part], Part, dict[str, int]]:
+def sentences(study: Study, task: Task) -> tuple[dict[str, Part], Part, dict[str, int]]:
     """Training parts, measured part, and the leak guard's counts."""
     data = study.data
     target = _load(study, data.target)
