@@ -36,7 +36,8 @@ def push(folder: Path, repo: str, *, public: bool = False, only: Sequence[str] =
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    no_answer: type[Exception] = HfHubHTTPError.__bases__[0]  # its HTTP library's error, whichever it is
+    # what its HTTP library raises without an answer, whichever library it is
+    no_answer: type[Exception] = HfHubHTTPError.__bases__[0]
 
     api = HfApi(library_name="peftport")
     name = repo.removeprefix("hf://")

@@ -31,7 +31,10 @@ from peftport.methods.scores import class_scores
 from peftport.testing.pico import pico_bert, pico_llama, pico_reviews
 from peftport.train.reference import TrainSpec, fresh_module, train
 
-SMALL = "--budgets 0,10 --seeds 3 --native-steps 30 --rates 0.01 --head-rates 0.01 --test 120"
+SMALL = (
+    "--budgets 0,10 --seeds 3 --native-steps 100 --accept 0.6 --rates 0.01 --head-rates 0.01 "
+    "--test 120"
+)
 QUICK = Settings(
     budgets=(0, 4), seeds=3, native_steps=6, rates=(1e-2,), head_rates=(1e-2,), test=60
 )
@@ -51,9 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [(text, ("bad", "good")[label]) for text, label in pico_reviews(900)]
     with (root / "d.csv").open("w") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
-    args = (
-        f"train lora --host {root}/old --data {root}/d.csv -o {root}/lora --lr 0.01 --steps 200 -q"
-    )
+    args = f"train lora --host {root}/old --data {root}/d.csv -o {root}/lora --lr 0.01 --set r=4 -q"
     assert run(args.split()) == 0
     return root
 
@@ -67,7 +68,7 @@ def test_a_module_that_knows_its_task_works(
     assert run(line.split()) == 0
     out = capsys.readouterr().out
     assert out.startswith("works as it is: recovery")
-    assert "Thresholds: works: recovery's interval above 0.9" in out
+    assert "Thresholds: works: recovery's interval above 0.6" in out
     facts = json.loads((tmp_path / "out/assessment.json").read_text())
     assert facts["judgement"]["answer"] == "works" and facts["data"]["test"] == 120
     assert any("source-train split is left out" in note for note in facts["data"]["notes"])
