@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from peftport.report.evidence import Evidence
-from peftport.report.resample import Resampled, contributions, holm, level_weights
+from peftport.report.resample import Resampled, coded, contributions, holm, level_weights
 from peftport.report.stats import mean_of, paired, permutation_test, recovery
 from peftport.train.metrics import metrics
 
@@ -188,7 +188,7 @@ def test_runs_that_share_a_host_or_a_seed_move_together(study: Any) -> None:
     evidence = study(pairs=pairs, methods=("lora",), sentences=20).evidence()
     scores = Resampled(evidence, "balanced_accuracy", draws=20)
     units = paired(evidence, scores, "scratch", 0).units
-    weights, resampled = scores.unit_weights(units)
+    weights, resampled = scores.unit_weights(coded(units))
     assert resampled == ("seed", "source", "target")
     at = {tuple(k): i for i, k in enumerate(units[["source", "target", "seed"]].to_numpy(object))}
     for one, two in (

@@ -177,20 +177,20 @@ class Resampled:
         found = zip(cells["key"], cells["budget"], strict=True)
         return np.array([self._rows[key, int(budget)] for key, budget in found], dtype=int)
 
-    def unit_weights(self, coded: Mapping[str, Coded]) -> tuple[np.ndarray, tuple[str, ...]]:
+    def unit_weights(self, levels: Mapping[str, Coded]) -> tuple[np.ndarray, tuple[str, ...]]:
         """Product weights of units ``[B, U]`` and the factors that were resampled."""
         weights = np.ones((self.size, 1))
         resampled = []
-        for factor, (levels, codes) in coded.items():
-            if len(levels) < MIN_LEVELS:
+        for factor, (names, codes) in levels.items():
+            if len(names) < MIN_LEVELS:
                 continue
             resampled.append(factor)
-            mark = zlib.crc32(repr((factor, [str(level) for level in levels])).encode())
+            mark = zlib.crc32(repr((factor, [str(name) for name in names])).encode())
             if mark not in self._levels:
                 rng = np.random.default_rng([self._seed, mark])
-                self._levels[mark] = level_weights(rng, self.size, len(levels))
+                self._levels[mark] = level_weights(rng, self.size, len(names))
             weights = weights * self._levels[mark][:, codes]
-        units = len(next(iter(coded.values()))[1])
+        units = len(next(iter(levels.values()))[1])
         return np.broadcast_to(weights, (self.size, units)), tuple(resampled)
 
     def mean(
@@ -210,16 +210,16 @@ class Resampled:
         """
         point = self.point[plus] - (0.0 if minus is None else self.point[minus])  # [U]
         drawn = self.draws[:, plus] - (0.0 if minus is None else self.draws[:, minus])  # [B, U]
-        coded = {factor: _coded(units[factor].tolist()) for factor in FACTORS}
-        weights, resampled = self.unit_weights(coded)
+        levels = coded(units)
+        weights, resampled = self.unit_weights(levels)
         draws = _contrast(drawn, weights, first)
         estimate = float(_contrast(point[None], np.ones((1, len(point))), first)[0])
-        low, high = np.quantile(draws, [0.025, 0.975])
+        low, high = _ends(draws)
         tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-        candidates = [(float(low), float(high), "bootstrap")]
+        candidates = [(low, high, "bootstrap")]
         p = min(1.0, (2 * tail + 1) / (len(draws) + 1))
         for factor in resampled:
-            values = _level_values(point, coded[factor][1], first)
+            values = _level_values(point, levels[factor][1], first)
             if len(values) >= MIN_LEVELS:
                 spread, p_t = _t_interval(values)
                 candidates.append(
@@ -230,15 +230,20 @@ class Resampled:
         used = plus if minus is None else np.concatenate([plus, minus])
         return Interval(
             estimate, low, high, p, len(plus), len(set(self._keys[used])),
-            {factor: len(levels) for factor, (levels, _) in coded.items()}, resampled, rule,
+            {factor: len(names) for factor, (names, _) in levels.items()}, resampled, rule,
             self.sentences, draws,
         )  # fmt: skip
 
 
-def _coded(values: list[Any]) -> Coded:
-    levels = sorted(set(values))
-    number = {level: at for at, level in enumerate(levels)}
-    return levels, np.array([number[value] for value in values], dtype=int)
+def coded(units: pd.DataFrame | Mapping[str, np.ndarray]) -> dict[str, Coded]:
+    """Each of FACTORS as its sorted levels and the level number of every unit ``[U]``."""
+    found = {}
+    for factor in FACTORS:
+        values = units[factor].tolist()
+        levels = sorted(set(values))
+        number = {level: at for at, level in enumerate(levels)}
+        found[factor] = (levels, np.array([number[value] for value in values], dtype=int))
+    return found
 
 
 def _contrast(values: np.ndarray, weights: np.ndarray, first: np.ndarray | None) -> np.ndarray:
@@ -252,14 +257,24 @@ def _contrast(values: np.ndarray, weights: np.ndarray, first: np.ndarray | None)
 
 def _level_values(values: np.ndarray, levels: np.ndarray, first: np.ndarray | None) -> np.ndarray:
     """Mean (or difference of group means) within each level that has all groups ``[L]``."""
-    out = []
-    for level in np.unique(levels):
-        own = levels == level
-        if first is None:
-            out.append(values[own].mean())
-        elif (own & first).any() and (own & ~first).any():
-            out.append(values[own & first].mean() - values[own & ~first].mean())
-    return np.array(out)
+    if first is None:
+        return np.asarray(np.bincount(levels, values) / np.bincount(levels))
+    sums = [np.bincount(levels, values * own, levels.max() + 1) for own in (first, ~first)]
+    counts = [np.bincount(levels, own, levels.max() + 1) for own in (first, ~first)]
+    both = (counts[0] > 0) & (counts[1] > 0)
+    return np.asarray(sums[0][both] / counts[0][both] - sums[1][both] / counts[1][both])
+
+
+def _ends(draws: np.ndarray) -> tuple[float, float]:
+    """2.5% and 97.5% quantiles, linear between draws, as numpy's and several times faster."""
+    ordered = np.sort(draws)
+    found = []
+    for share in (0.025, 0.975):
+        at = share * (len(ordered) - 1)
+        low = int(at)
+        high = min(low + 1, len(ordered) - 1)
+        found.append(float(ordered[low] + (at - low) * (ordered[high] - ordered[low])))
+    return found[0], found[1]
 
 
 def _t_interval(values: np.ndarray) -> tuple[float, float]:
