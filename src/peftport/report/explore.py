@@ -17,6 +17,8 @@ from peftport.report.resample import FACTORS, Interval, Resampled
 from peftport.report.stats import Paired, mean_of, paired, share
 
 ALL = "all"
+#: directions are compared by the advantage over this control
+DIRECTION_CONTROL = "scratch"
 #: words by which a host's name says that it was trained on to follow instructions or a domain
 TUNED = re.compile(r"(?:^|[-_/. ])(tuned|instruct|it|chat|flan|sft|dpo|rlhf)(?:$|[-_/. \d])", re.I)
 CUT = ["metric", "method", "pair", "data"]
@@ -195,7 +197,7 @@ def _effects(
             line = {"metric": metric, **cut._asdict(), "control": control, "budget": budget}
             own = pairs.where(mask)
             effects.append({**line, **_numbers(own.mean(resampled)), **effect(own, resampled)})
-            if cut.pair == ALL:
+            if cut.pair == ALL and control == DIRECTION_CONTROL:
                 directions += [{**line, **d} for d in _by_way(own, resampled, ways, mask)]
     return pd.DataFrame(effects), pd.DataFrame(directions)
 
