@@ -1,16 +1,16 @@
 """Calibrate `peftport predict` on measured ports, and say how well it does on hosts left out.
 
-    python benchmarks/predict_calibrate.py measure --store runs/predict --store runs/drift \\
-        --recovery docs/results/mini/export.csv --recovery docs/results/drift/export.csv \\
-        -o docs/results/predict/points.json
+    python benchmarks/predict_calibrate.py measure --store runs/mini-ablations \\
+        --recovery docs/results/mini/export.csv -o docs/results/predict/points.json
     python benchmarks/predict_calibrate.py fit docs/results/predict/points.json \\
         -o docs/results/predict
 
 `measure` ports every source module of the stores to every target of their grids, in memory, with
 the study's own strategy, and measures features on 512 unlabelled Rotten Tomatoes sentences; what
-the same modules (host, method, seed) recovered there is read from the exports. `fit` writes the
-calibration that ships with peftport, and tables and figures of its errors on hosts that were left
-out.
+the same modules (host, method, seed) recovered there is read from the exports. The store of
+mini-ablations holds mini's own source modules; --store and --recovery can be given more than once.
+`fit` writes the calibration that ships with peftport, and tables and figures of its errors on hosts
+that were left out.
 """
 
 from __future__ import annotations

@@ -104,7 +104,9 @@ class Calibration:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Self:
-        kept = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()}
+        kept: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()
+        }
         for name in ("intercept", "weights", "error"):
             kept[name] = {
                 int(budget): tuple(v) if isinstance(v, list) else v
@@ -137,9 +139,18 @@ def fit(points: Sequence[Point], variant: str) -> Calibration:
         error[budget] = float(np.quantile(np.abs(y - left), LEVEL, method="higher"))
     hosts = {name for p in points for name in (p.source, p.target)}
     return Calibration(
-        variant, names, *(tuple(v.tolist()) for v in (mean, scale, x.min(0), x.max(0))),
-        intercept, weights, error, len(points), len(hosts),
-    )  # fmt: skip
+        variant=variant,
+        names=names,
+        mean=tuple(mean.tolist()),
+        scale=tuple(scale.tolist()),
+        low=tuple(x.min(0).tolist()),
+        high=tuple(x.max(0).tolist()),
+        intercept=intercept,
+        weights=weights,
+        error=error,
+        points=len(points),
+        hosts=len(hosts),
+    )
 
 
 def left_out(points: Sequence[Point], variant: str, budget: int) -> np.ndarray:
