@@ -86,6 +86,17 @@ class Evidence:
         mask = self.cells["kind"].isin(list(kinds)) & self.cells["init"].isin(list(inits))
         return self.cells[mask]
 
+    def at(self, budget: int) -> pd.DataFrame:
+        """Grid and ablation runs at one budget."""
+        if budget not in self._at:
+            cells = self.cells[self.cells["kind"].isin(["grid", "ablation"])]
+            self._at[budget] = cells[cells["budget"] == budget]
+        return self._at[budget]
+
+    @cached_property
+    def _at(self) -> dict[int, pd.DataFrame]:
+        return {}
+
     def native(self, method: str, host: str) -> pd.DataFrame:
         """Modules of a method trained at length on a host and the target's own data: native ones,
         and source modules of that host, each training once."""

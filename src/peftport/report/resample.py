@@ -118,7 +118,7 @@ class Resampled:
 
     Attributes:
         point: the metric itself ``[R]``.
-        draws: the metric under each resampling ``[B, R]``.
+        draws: the metric under each resampling ``[R, B]``: a run's draws lie side by side.
         unlike: trainings whose recomputed metric differs from the stored one by more than 1e-6.
     """
 
@@ -137,7 +137,7 @@ class Resampled:
         self.one_class = np.zeros(len(cells), dtype=bool)
         self.unlike: list[str] = []
         if not self.sentences:
-            self.draws = np.broadcast_to(self.point, (draws, len(self.point)))
+            self.draws = np.broadcast_to(self.point[:, None], (len(self.point), draws))
             return
         labels = evidence.labels
         values = np.zeros((len(cells), len(labels)), dtype=np.float64)  # [R, N]
@@ -153,7 +153,7 @@ class Resampled:
             again = offset[row] + self._equal(labels, by_class) @ values[row]
             if groups and abs(again - self.point[row]) > 1e-6:
                 self.unlike.append(f"{key} at {budget}")
-        self.draws = self._sentence_weights(labels, by_class) @ values.T + offset  # [B, R]
+        self.draws = values @ self._sentence_weights(labels, by_class).T + offset[:, None]  # [R, B]
 
     @staticmethod
     def _equal(labels: np.ndarray, by_class: bool) -> np.ndarray:
@@ -178,8 +178,8 @@ class Resampled:
         return np.array([self._rows[key, int(budget)] for key, budget in found], dtype=int)
 
     def unit_weights(self, levels: Mapping[str, Coded]) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Product weights of units ``[B, U]`` and the factors that were resampled."""
-        weights = np.ones((self.size, 1))
+        """Product weights of units ``[U, B]`` and the factors that were resampled."""
+        weights = np.ones((1, self.size))
         resampled = []
         for factor, (names, codes) in levels.items():
             if len(names) < MIN_LEVELS:
@@ -188,10 +188,12 @@ class Resampled:
             mark = zlib.crc32(repr((factor, [str(name) for name in names])).encode())
             if mark not in self._levels:
                 rng = np.random.default_rng([self._seed, mark])
-                self._levels[mark] = level_weights(rng, self.size, len(names))
-            weights = weights * self._levels[mark][:, codes]
+                self._levels[mark] = np.ascontiguousarray(
+                    level_weights(rng, self.size, len(names)).T
+                )
+            weights = weights * self._levels[mark][codes]
         units = len(next(iter(levels.values()))[1])
-        return np.broadcast_to(weights, (self.size, units)), tuple(resampled)
+        return np.broadcast_to(weights, (units, self.size)), tuple(resampled)
 
     def mean(
         self,
@@ -209,11 +211,13 @@ class Resampled:
                 mean of the first group minus the mean of the others.
         """
         point = self.point[plus] - (0.0 if minus is None else self.point[minus])  # [U]
-        drawn = self.draws[:, plus] - (0.0 if minus is None else self.draws[:, minus])  # [B, U]
+        drawn = self.draws[plus]  # [U, B]
+        if minus is not None:
+            drawn = drawn - self.draws[minus]
         levels = coded(units)
         weights, resampled = self.unit_weights(levels)
         draws = _contrast(drawn, weights, first)
-        estimate = float(_contrast(point[None], np.ones((1, len(point))), first)[0])
+        estimate = float(_contrast(point[:, None], np.ones((len(point), 1)), first)[0])
         low, high = _ends(draws)
         tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
         candidates = [(low, high, "bootstrap")]
@@ -247,11 +251,11 @@ def coded(units: pd.DataFrame | Mapping[str, np.ndarray]) -> dict[str, Coded]:
 
 
 def _contrast(values: np.ndarray, weights: np.ndarray, first: np.ndarray | None) -> np.ndarray:
-    """Weighted means of values ``[B, U]``, or their difference between two groups: ``[B]``."""
+    """Weighted means of values ``[U, B]``, or their difference between two groups: ``[B]``."""
     if first is None:
-        return np.einsum("bu,bu->b", values, weights) / weights.sum(axis=1)
-    return _contrast(values[:, first], weights[:, first], None) - _contrast(
-        values[:, ~first], weights[:, ~first], None
+        return np.asarray(np.einsum("ub,ub->b", values, weights) / weights.sum(axis=0))
+    return _contrast(values[first], weights[first], None) - _contrast(
+        values[~first], weights[~first], None
     )
 
 

@@ -80,8 +80,7 @@ def beside(
     evidence: Evidence, metric: str, budget: int, method: str = ALL, pair: str = ALL
 ) -> dict[str, float]:
     """Mean score of every init, ablation and floor for one method (or all) and pair (or all)."""
-    cells = evidence.cells
-    cells = cells[(cells["budget"] == budget) & cells["kind"].isin(["grid", "ablation"])]
+    cells = evidence.at(budget)
     if method != ALL:
         cells = cells[cells["method"].isin([method, ""])]
     if pair != ALL:
