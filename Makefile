@@ -5,6 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
 ADAPTERS := .venv-adapters
 ADAPTERS_PY := $(ADAPTERS)/bin/python
+AUDIT := .venv-audit
 ADAPTERS_STAMP := $(ADAPTERS)/.stamp
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 STORE ?= runs/quick
@@ -14,7 +15,7 @@ WORKERS ?= 2
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env study test check format interop golden hosts hosts-llm hosts-drift bench docs clean
+.PHONY: help env study test check audit format interop golden hosts hosts-llm hosts-drift bench docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,14 @@ check: $(STAMP) ## lint, format, types, layers, file sizes
 	@$(VENV)/bin/lint-imports
 	@find src tests scripts benchmarks -name '*.py' -exec wc -l {} + 2>/dev/null | awk \
 	  '$$2 != "total" && $$1 > 500 {print "over 500 lines: " $$2 " (" $$1 ")"; bad = 1} END {exit bad}'
+
+audit: $(STAMP) ## bandit's rules over the package, advisories about the pinned dependencies
+	@$(VENV)/bin/ruff check --config audit.toml src/peftport
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+	  $(AUDIT)/bin/python $(PIP_INSTALL) pip-audit; }
+	@# strict: a package that the index knows no advisories of is a failure, not a pass
+	@$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
+	  -r constraints.txt
 
 format: $(STAMP) ## format and fix what can be fixed
 	@$(VENV)/bin/ruff check --fix .

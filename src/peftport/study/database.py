@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -18,6 +20,10 @@ DATABASE = "store.sqlite"
 LOCK = "writer.lock"
 MODULES = "modules"
 STUDY = "study.yaml"
+#: most bytes of a line of a table: scores of a million sentences fit
+LINE_BYTES = 1 << 28
+#: most bytes of a module's file
+MODULE_BYTES = 1 << 32
 #: what to do about a damaged result
 REPAIR = "do it again with: peftport study run NAME --store DIR --retry-damaged"
 
@@ -40,6 +46,38 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def damaged(folder: Path, why: str) -> DamagedStore:
+    return DamagedStore(
+        f"store '{folder}' is damaged ({why}); restore it from a copy or give a new --store"
+    )
+
+
+@contextmanager
+def parsing(folder: Path) -> Iterator[None]:
+    """What cannot be read as what it should be was not written by us."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise damaged(folder, str(error)[:80] or type(error).__name__) from None
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """A list of numbers as a line of a table keeps it. Raises ValueError when it is none."""
+    numbers = json.loads(text)
+    if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+        raise ValueError(f"{text[:40]!r} is no list of whole numbers")
+    return tuple(numbers)
+
+
+def read_module(path: Path) -> bytes:
+    """Content of a module's file. Raises OSError, also where it is no plain file of a likely size:
+    a pipe would be waited for, and an endless one read for ever."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MODULE_BYTES:
+        raise OSError(errno.EINVAL, "no plain file of a module's size")
+    return path.read_bytes()
+
+
 @contextmanager
 def one_line_errors(folder: Path) -> Iterator[None]:
     """Turns what SQLite and the file system report into errors with a remedy."""
@@ -51,13 +89,18 @@ def one_line_errors(folder: Path) -> Iterator[None]:
         text = str(error)
         if "full" in text:
             raise RunError(_full(folder)) from None
+        if "disk I/O error" in text:
+            raise RunError(
+                f"cannot read or write store '{folder}' ({text}); see to its disk and run the same "
+                "command again"
+            ) from None
         if "locked" in text:
             raise RunError(f"store '{folder}' is locked by another program; close it") from None
         if "readonly" in text or "unable to open" in text:
             raise InputError(_unwritable(folder, text)) from None
-        raise DamagedStore(
-            f"store '{folder}' is damaged ({text}); restore it from a copy or give a new --store"
-        ) from None
+        raise damaged(folder, text) from None
+    except UnicodeDecodeError:
+        raise damaged(folder, "it holds text that is none") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(_full(folder)) from None
@@ -83,6 +126,10 @@ def connect(folder: Path, *, write: bool) -> sqlite3.Connection:
     read = "rw" if os.access(path, os.W_OK) and os.access(folder, os.W_OK) else "ro"
     uri = f"file:{quote(str(path.absolute()))}?mode={'rwc' if write else read}"
     connection = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
+    # a store may come from a stranger: views and triggers call no functions with side effects,
+    # and no line is larger than anything that a study writes
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LINE_BYTES)
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute(f"PRAGMA query_only = {'OFF' if write else 'ON'}")
     if write:

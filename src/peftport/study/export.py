@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftport.atomic import write_bytes
 from peftport.errors import InputError
-from peftport.study.database import one_line_errors
+from peftport.study.database import one_line_errors, parsing
 from peftport.train.metrics import METRICS, metrics
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def long_frame(store: Store) -> pd.DataFrame:
             at = (row["key"], budget)
             if at not in measured:
                 scores = store.scores(*at)
-                measured[at] = {} if scores is None else metrics(scores, labels)
+                with parsing(store.folder):
+                    measured[at] = {} if scores is None else metrics(scores, labels)
             for metric, value in measured[at].items():
                 lines.append(
                     {**shared, "study": digest, "budget": budget, "metric": metric, "value": value}

@@ -159,22 +159,23 @@ class Store:
 
     @property
     def study(self) -> Study:
-        return study_from(self._meta("study"), db.STUDY, Path(self._meta("base")))
+        with db.parsing(self.folder):
+            return study_from(self._meta("study"), db.STUDY, Path(self._meta("base")))
 
     @property
     def facts(self) -> dict[str, Any]:
         """Hosts, data and numerics of the plan."""
-        return dict(self._meta("facts"))
+        return self._mapping("facts")
 
     @property
     def environment(self) -> dict[str, Any]:
         """What was decided when the store was made (threads, bank, kernel), versions, machine."""
-        return dict(self._meta("environment"))
+        return self._mapping("environment")
 
     @property
     def guard(self) -> dict[str, int]:
         """What the leak guard looked at and dropped."""
-        return dict(self._meta("guard"))
+        return self._mapping("guard")
 
     @property
     def notes(self) -> list[str]:
@@ -238,7 +239,8 @@ class Store:
         )
         added = ["status", "error", "parameters", "split"]
         frame = pd.DataFrame(self.query(query), columns=[*columns, *added])
-        frame["budgets"] = [tuple(json.loads(text)) for text in frame["budgets"]]
+        with db.parsing(self.folder):
+            frame["budgets"] = [db.whole_numbers(text) for text in frame["budgets"]]
         return frame
 
     def frame(self) -> pd.DataFrame:
@@ -274,7 +276,8 @@ class Store:
                 f"scores of run {key} at budget {budget} in store '{self.folder}' are damaged: "
                 f"their digest is another; {db.REPAIR}"
             )
-        return np.frombuffer(blob, dtype="<f4").reshape(-1, classes)
+        with db.parsing(self.folder):
+            return np.frombuffer(blob, dtype="<f4").reshape(len(self.sentences()), classes)
 
     def failures(self) -> dict[str, str]:
         """Key to the traceback of a failed training."""
@@ -283,7 +286,8 @@ class Store:
     def ingredients(self, key: str) -> dict[str, Any]:
         """Everything that can move the numbers of a training."""
         found = self.query("SELECT ingredients FROM trainings WHERE key = ?", (self.find(key),))
-        return dict(json.loads(found[0][0]))
+        with db.parsing(self.folder):
+            return {**json.loads(found[0][0])}
 
     def find(self, start: str) -> str:
         """The key that begins with ``start``. Raises InputError unless there is exactly one."""
@@ -299,12 +303,13 @@ class Store:
     def budgets(self, key: str) -> list[int]:
         """Budgets at which a training is measured, ascending."""
         found = self.query("SELECT budgets FROM rows WHERE key = ? LIMIT 1", (key,))
-        return sorted(json.loads(found[0][0])) if found else []
+        with db.parsing(self.folder):
+            return sorted(db.whole_numbers(found[0][0])) if found else []
 
     def contents(self) -> tuple[dict[str, str], dict[str, str]]:
         """Digests of what is written once: as it is, and as it was when it was written."""
         with db.one_line_errors(self.folder):
-            return schema.contents(self._db), self._meta("contents")
+            return schema.contents(self._db), self._mapping("contents")
 
     def module_digest(self, key: str, budget: int) -> str | None:
         """Digest of the module after ``budget`` steps, as it was when it was measured."""
@@ -323,7 +328,7 @@ class Store:
         name = str(found[0][0])
         path = self.folder / db.MODULES / f"{name}.safetensors"
         try:
-            content = path.read_bytes()
+            content = db.read_module(path)
         except OSError as error:
             raise InputError(
                 f"cannot read module '{path}': {error.strerror}; {db.REPAIR}"
@@ -342,13 +347,12 @@ class Store:
         with db.one_line_errors(self.folder):
             names = [None if o.module is None else self._keep(o.module) for o in outcomes]
             with db.transaction(self._db):
-                states = self.states()
-                damaged = self._damaged()
+                states = dict(self.query("SELECT key, status FROM results"))
                 for outcome, name in zip(outcomes, names, strict=True):
                     if states.get(outcome.key) == "done":
                         self._compare(outcome, "the first ones were kept")
                         continue
-                    if outcome.key in damaged:
+                    if states.get(outcome.key) == "damaged":
                         self._compare(outcome, "the damaged result's were replaced")
                     self._insert(outcome, name)
 
@@ -416,15 +420,16 @@ class Store:
                     f"was repeated; {end}"
                 )
 
-    def _damaged(self) -> set[str]:
-        """Keys of results that were marked so and are not done again yet."""
-        return {key for (key,) in self.query("SELECT key FROM results WHERE status = 'damaged'")}
-
     # -- inside -----------------------------------------------------------------------------
 
     def _meta(self, name: str) -> Any:
         found = self.query("SELECT value FROM meta WHERE name = ?", (name,))
-        return json.loads(found[0][0])
+        with db.parsing(self.folder):
+            return json.loads(found[0][0])
+
+    def _mapping(self, name: str) -> dict[str, Any]:
+        with db.parsing(self.folder):
+            return {**self._meta(name)}
 
     def _is_made(self) -> bool:
         return bool(self.query("SELECT 1 FROM sqlite_master WHERE name = 'meta'"))

@@ -132,13 +132,9 @@ def _modules(folder: Path, named: dict[str, str], counts: Counter[str]) -> Itera
     for key, name in named.items():
         counts["modules"] += 1
         try:
-            what = "" if _digest(folder / db.MODULES / f"{name}.safetensors") == name else "damaged"
+            content = db.read_module(folder / db.MODULES / f"{name}.safetensors")
+            what = "" if hashlib.sha256(content).hexdigest() == name else "damaged"
         except OSError as error:
             what = f"not to be read ({error.strerror})"
         if what:
             yield Damage(f"the module of training {key[:12]} is {what}", RETRY, key)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

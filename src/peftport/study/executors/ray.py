@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from peftport.errors import InputError, RunError
+from peftport.errors import InputError, PeftportError, RunError
 from peftport.study.executors.base import BankJob, Executor, Job, Place, Worker, executors
 from peftport.study.planned import Outcome
 
@@ -234,6 +234,7 @@ class RayExecutor(Executor):
             ) from None
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home by default
+            os.environ.setdefault("RAY_worker_niceness", "0")  # and its workers yield to all others
             own: dict[str, Any] = {"include_dashboard": False} if self.place.address is None else {}
             try:
                 ray.init(
@@ -243,11 +244,8 @@ class RayExecutor(Executor):
                     log_to_driver=False,
                     **own,
                 )
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise InputError(
-                    f"no Ray cluster at '{self.place.address}': {str(error)[:200]}; start one with "
-                    "'ray start --head', or leave --address out to use this machine"
-                ) from None
+            except Exception as error:  # a start that takes too long is a plain Exception
+                raise _unreachable(self.place.address, str(error)) from None
             self._started = True
         self._ray = ray
         self._make = ray.put(self.make_worker)
@@ -278,6 +276,15 @@ def _draw(source: Iterator[BankJob]) -> _Part | None:
     if bank is None:
         return None
     return _Part(_Whole(bank.jobs, [None] * len(bank.jobs)), 0, bank.jobs)
+
+
+def _unreachable(address: str | None, why: str) -> PeftportError:
+    if address is None:
+        return RunError(f"Ray did not start here: {_short(why)}; try the same command again")
+    return InputError(
+        f"no Ray cluster at '{address}': {_short(why)}; start one with 'ray start --head', or "
+        "leave --address out to use this machine"
+    )
 
 
 def _was_memory(death: str) -> bool:
