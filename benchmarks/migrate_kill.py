@@ -103,7 +103,7 @@ def damage(folder: Path, good: Path) -> None:
 def command(root: Path, output: Path) -> list[str]:
     line = (
         f"migrate {root}/adapters --target {root}/new --data {root}/reviews.csv -o {output} -q "
-        "--budgets 0,10 --seeds 3 --native-steps 40 --rates 0.01 --head-rates 0.01 --test 100 "
+        "--budgets 0,10 --seeds 3 --native-steps 100 --rates 0.01 --head-rates 0.01 --test 100 "
         "--repair 20 --accept 0.6"
     )
     return [sys.executable, "-m", "peftport", *line.split()]
