@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from peftport.cli.main import run
 from peftport.errors import InputError
-from peftport.study.executors.base import Place
+from peftport.study import drive
+from peftport.study.banks import compose
+from peftport.study.executors.base import BankJob, Place
 from peftport.study.executors.ray import RayExecutor
+from peftport.study.grid import read_study
+from peftport.study.planned import Outcome
+from peftport.study.runner import Runner
+from peftport.study.sizing import Wish
 from peftport.study.store import Store
 from peftport.testing.contracts_executor import IsolatedExecutorContract, ToyWorker, banks
 
@@ -68,6 +76,42 @@ def test_a_study_through_ray_exports_the_same_bytes(pico: Path, tmp_path: Path) 
     assert exports[0] == exports[1]
     names = [sorted(p.name for p in (tmp_path / e / "modules").iterdir()) for e in ("local", "ray")]
     assert names[0] == names[1]
+
+
+def test_a_study_whose_worker_is_killed_exports_the_same_bytes(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one training that kills every time fails alone; made good, all rows are there."""
+    died, prepared = tmp_path / "died", drive.prepare(read_study(pico / "pico.yaml"))
+    once, always = prepared.plan.waves[0][0], prepared.plan.waves[1][-1]
+
+    class Mortal(Runner):  # pickled by value, since it is local
+        def do(self, bank: BankJob) -> list[Outcome]:
+            keys = {job.key for job in bank.jobs}
+            if always in keys or (once in keys and not died.exists()):
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().do(bank)
+
+    sizing = Wish(bank=3, kernel="torch")
+    drive.run_study(prepared, tmp_path / "quiet", drive.Options(quiet=True, sizing=sizing))
+    with monkeypatch.context() as patch:
+        patch.setattr(drive, "Runner", Mortal)
+        options = drive.Options("ray", quiet=True, sizing=sizing)
+        status = drive.run_study(prepared, tmp_path / "mortal", options)
+    assert died.exists()
+    assert status["trainings"]["failed"] == 1
+    assert status["missing"] == 0
+    with Store.read(tmp_path / "quiet") as quiet, Store.read(tmp_path / "mortal") as mortal:
+        assert list(mortal.failures()) == [always]
+        assert len(mortal.notes) == 1  # that a bank was done in parts
+        theirs, ours = quiet.frame(), mortal.frame()
+        flagged = set(ours[ours["split"] == 1]["key"])
+        bank = next(k for k in compose(prepared.plan, 3)[1] if always in k)
+        assert flagged == {*bank} - {always}
+        whole = ours[ours["split"] == 0].reset_index(drop=True)
+        same = theirs[~theirs["key"].isin(bank)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(whole, same)
 
 
 def test_an_address_is_for_ray_alone(
