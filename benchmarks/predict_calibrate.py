@@ -6,8 +6,8 @@
         -o docs/results/predict
 
 `measure` ports every source module of the stores to every target of their grids, in memory, with
-the study's own strategy, and measures features on 512 unlabelled Rotten Tomatoes sentences; what
-the same modules (host, method, seed) recovered there is read from the exports. The store of
+the study's own strategy, and measures features on unlabelled Rotten Tomatoes sentences; what the
+same modules (host, method, seed) recovered there is read from the exports. The store of
 mini-ablations holds mini's own source modules; --store and --recovery can be given more than once.
 `fit` writes the calibration that ships with peftport, and tables and figures of its errors on hosts
 that were left out.
@@ -38,7 +38,8 @@ from peftport.report.tables import to_markdown
 from peftport.study.modules import from_bytes
 from peftport.study.store import Store
 
-TEXTS = 512
+#: texts that ports are fitted on, and the first ones of them that answers are compared on
+TEXTS, COMPARED = 512, 128
 METRIC = "balanced_accuracy"
 FLOOR = 0.5
 SHIPPED = Path(__file__).parents[1] / "src" / "peftport" / "predicting" / "calibration.json"
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")
     measuring.add_argument("--store", type=Path, action="append", required=True)
+    measuring.add_argument("--seeds", type=int, nargs="+", default=[0])
     measuring.add_argument("--recovery", type=Path, action="append", required=True)
     measuring.add_argument("-o", "--output", type=Path, required=True)
     fitting = commands.add_parser("fit")
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fitting.add_argument("--calibration", type=Path, default=SHIPPED)
     given = parser.parse_args(arguments)
     if given.command == "measure":
-        found = list(measured(given.store, recoveries(given.recovery)))
+        found = list(measured(given.store, recoveries(given.recovery), given.seeds))
         given.output.parent.mkdir(parents=True, exist_ok=True)
         given.output.write_text(json.dumps(found, indent=0) + "\n")
     else:
@@ -85,7 +87,9 @@ def recoveries(exports: Sequence[Path]) -> dict[tuple[str, str, str, int], dict[
 
 
 def measured(
-    stores: Sequence[Path], recovered: dict[tuple[str, str, str, int], dict[int, float]]
+    stores: Sequence[Path],
+    recovered: dict[tuple[str, str, str, int], dict[int, float]],
+    seeds: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
     """One row for every source module and target: names, features, recovery by budget."""
     texts = read_texts("rotten-tomatoes", count=TEXTS)
@@ -94,9 +98,11 @@ def measured(
             study = store.study
             sources = store.rows()
             sources = sources[(sources.kind == "source") & (sources.data == "same")]
+            sources = sources[sources.seed.isin(seeds)]
             for source, target in study.pairs:
                 ours, theirs = load_host(source), load_host(target)
                 hosts = Correspondence(ours, theirs, texts)
+                few = Correspondence(ours, theirs, texts[:COMPARED])
                 files = (
                     HostFiles(ours.spec, ours.path, known=True),
                     HostFiles(theirs.spec, theirs.path, known=True),
@@ -114,7 +120,7 @@ def measured(
                         "method": row.method,
                         "seed": int(row.seed),
                         "features": measure(
-                            module, files, plan.layer_map, hosts=hosts, ported=ported
+                            module, files, plan.layer_map, hosts=few, ported=ported
                         ),
                         "recovery": recovered[key],
                     }

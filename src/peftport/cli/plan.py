@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from peftport.cli.options import echo_json, echo_table, json_option
+from peftport.cli.options import echo_json, echo_table, json_option, quiet_option
 
 
 @click.command()
@@ -15,7 +15,8 @@ from peftport.cli.options import echo_json, echo_table, json_option
 @click.option("--probe", type=click.Path(path_type=Path), metavar="FILE",
               help="What benchmarks/device_probe.py wrote on a device.")  # fmt: skip
 @json_option
-def plan(name: str, bank: int | None, probe: Path | None, as_json: bool) -> None:
+@quiet_option
+def plan(name: str, bank: int | None, probe: Path | None, as_json: bool, quiet: bool) -> None:
     """Print trainings, banks, hours on a device, disk and download, without a network.
 
     Hosts of the Hub are planned from configurations that peftport knows; 'study run --dry-run'

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peftport.cli.options import echo_json, json_option
+from peftport.cli.options import echo_json, json_option, quiet_option
 from peftport.escape import visible
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--max-tokens", type=click.IntRange(4), help="Longest text in tokens.")
 @click.option("--verbaliser", "words", multiple=True, help="Word of a class, in label order.")
 @json_option
+@quiet_option
 def predict(
     adapter: str,
     target: str,
@@ -43,6 +44,7 @@ def predict(
     max_tokens: int | None,
     words: tuple[str, ...],
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Predict what ADAPTER would be worth on another host; no label is read, nothing is trained.
 
@@ -72,7 +74,15 @@ def predict(
     if as_json:
         echo_json(found.to_json())
     else:
-        click.echo(_sentences(found, texts is not None))
+        click.echo(_scores(found) if quiet else _sentences(found, texts is not None))
+
+
+def _scores(found: Predicted) -> str:
+    lines = []
+    for p in found.predictions:
+        when = "as it is" if p.budget == 0 else f"after {p.budget} steps"
+        lines.append(f"  {when:<16} {p.score:6.2f}  [{p.low:.2f}, {p.high:.2f}]")
+    return "\n".join(lines)
 
 
 def _sentences(found: Predicted, texts: bool) -> str:
@@ -84,11 +94,9 @@ def _sentences(found: Predicted, texts: bool) -> str:
         f"{visible(prepared.target.name)} by {prepared.plan.strategy}: {visible(prepared.why)}",
         "",
         "predicted recovery (1: as good as trained there, 0: the host alone), 95% interval",
+        _scores(found),
+        "",
     ]
-    for p in found.predictions:
-        when = "as it is" if p.budget == 0 else f"after {p.budget} steps"
-        lines.append(f"  {when:<16} {p.score:6.2f}  [{p.low:.2f}, {p.high:.2f}]")
-    lines.append("")
     lines += [f"  {name:<11} {found.features[name]:7.3f}  {FEATURES[name]}"
               for name in FEATURES if name in found.features]  # fmt: skip
     lines.append("")

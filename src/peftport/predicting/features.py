@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -123,11 +124,16 @@ def _overlap(files: Files, links: list[tuple[Site, Site]]) -> float:
             return _DIRECTIONS / target.d_model
     shares = []
     for ours, theirs in reading:
-        v_s = leading(files[0].linear(ours), _DIRECTIONS)[2]  # [d_s, k]
-        v_t = leading(files[1].linear(theirs), _DIRECTIONS)[2]  # [d_t, k]
+        v_s, v_t = _read(files[0], ours), _read(files[1], theirs)  # [d_s, k], [d_t, k]
         q = v_s if carry is None else torch.linalg.qr(carry.T @ v_s)[0]  # [d_t, k]
         shares.append(float((q.T @ v_t).square().sum()) / min(q.shape[1], v_t.shape[1]))
     return sum(shares) / len(shares) if shares else 0.0
+
+
+@lru_cache(maxsize=1024)
+def _read(files: HostFiles, site: Site) -> Tensor:
+    """Leading input directions of a linear, [d_in, k]; kept, since every module of a pair asks."""
+    return leading(files.linear(site), _DIRECTIONS)[2]
 
 
 def _norm(module: Module) -> float:
