@@ -104,9 +104,7 @@ class Calibration:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Self:
-        kept: dict[str, Any] = {
-            n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()
-        }
+        kept: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()}
         for name in ("intercept", "weights", "error"):
             kept[name] = {
                 int(budget): tuple(v) if isinstance(v, list) else v
