@@ -252,7 +252,8 @@ class Store:
     def labels(self) -> np.ndarray:
         """Class of every measured sentence  [N]."""
         rows = self.query("SELECT label FROM sentences ORDER BY position")
-        return np.array([label for (label,) in rows], dtype=np.int64)
+        with db.parsing(self.folder):
+            return np.array([label for (label,) in rows], dtype=np.int64)
 
     def sentences(self) -> list[str]:
         """Id of every measured sentence, in the order of the scores."""
@@ -291,7 +292,7 @@ class Store:
 
     def find(self, start: str) -> str:
         """The key that begins with ``start``. Raises InputError unless there is exactly one."""
-        keys = [k for (k,) in self.query("SELECT key FROM trainings") if k.startswith(start)]
+        keys = [k for (k,) in self.query("SELECT key FROM trainings") if str(k).startswith(start)]
         if len(keys) != 1 or not start:
             what = "no run has" if not keys else f"{len(keys)} runs have"
             raise InputError(

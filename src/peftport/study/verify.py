@@ -71,10 +71,11 @@ def verify(store: Store) -> Findings:
     counts: Counter[str] = Counter()
     modules = "SELECT key, module FROM results WHERE status = 'done' AND module IS NOT NULL"
     try:
-        named = dict(store.query(f"{modules} ORDER BY key"))
-        damages = [
-            *_tables(store), *_results(store, counts), *_modules(store.folder, named, counts),
-        ]  # fmt: skip
+        with db.parsing(store.folder):
+            named = dict(store.query(f"{modules} ORDER BY key"))
+            damages = [
+                *_tables(store), *_results(store, counts), *_modules(store.folder, named, counts),
+            ]  # fmt: skip
     except db.DamagedStore as error:
         return Findings(dict(counts), (Damage(str(error)),), ())
     files = {path.stem for path in (store.folder / db.MODULES).glob("*.safetensors")}
