@@ -70,6 +70,13 @@ def test_one_death_changes_nothing() -> None:
     assert flags(outcomes) == [False, False]
 
 
+def test_what_died_waits_for_all_others() -> None:
+    banks = [BankJob((Job(f"b{n}", "good"),)) for n in range(6)]
+    lists, calls = done(lambda _, n: "died" if n == 1 else None, *banks)
+    assert calls == ["b0", "b1", "b2", "b3", "b4", "b5", "b0"]
+    assert [outcomes[0].key for outcomes in lists][-1] == "b0"
+
+
 def test_deaths_by_chance_leave_a_whole_bank() -> None:
     (outcomes,), calls = done(lambda _, n: "died" if n <= 2 else None, one_bank("good", "good"))
     assert calls == ["k0 k1", "k0 k1", "k0", "k1", "k0 k1"]

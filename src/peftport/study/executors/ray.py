@@ -2,7 +2,7 @@
 
 A pool of long-lived actors, each with its hosts loaded, does one bank a call. The driver hands the
 next bank to whoever is free, takes outcomes as they come, and is the only one that writes. Ray
-itself retries nothing: a bank whose worker dies is done again by another; when that one dies too,
+itself retries nothing: a bank whose worker dies is done again, after all others; when that one dies too,
 its halves are done apart, down to the training that kills, which becomes a failed outcome. Where no
 training kills, two workers died by chance, and the bank is done whole after all: its numbers do not
 depend on who died.
@@ -129,7 +129,8 @@ class RayExecutor(Executor):
         try:
             while True:
                 while self._has_room():
-                    part = again.popleft() if again else _draw(source)
+                    # what died waits for all others: what kills may be over by then
+                    part = _draw(source) or (again.popleft() if again else None)
                     if part is None:
                         break
                     widest = max(widest, len(part.jobs))
