@@ -23,6 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 ELSEWHERE = {
     "make": "targets are what CI runs; test_project checks that they exist",
     "source": "a shell's own command",
+    "pip install": "needs an index; make env installs the same extras from constraints.txt",
     "benchmarks": "hours; their own tests run them on pico hosts",
     "peftport study run": "minutes of training; tests/study runs studies on pico hosts",
     "peftport study module": "needs the key of a finished run; tests/study/test_run.py",
@@ -34,10 +35,12 @@ HUB = ("org/", "google/")
 
 
 def commands(page: Path) -> list[str]:
-    """Commands of a page's console blocks, without comments; a trailing backslash continues one."""
+    """Commands of a page's console blocks, without comments and variables set in front of them; a
+    trailing backslash continues one."""
     blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line[2:].split("  #")[0].strip() for line in lines if line.startswith("$ ")]
+    found = [line[2:].split("  #")[0].strip() for line in lines if line.startswith("$ ")]
+    return [re.sub(r"^([A-Z_]+=\S+ )+", "", command) for command in found]
 
 
 ALL = list(dict.fromkeys(c for page in PAGES for c in commands(page)))
