@@ -49,6 +49,8 @@ rates:
   provenance: none
   table: {{lora: {{any: {{any: {{lr: 1e-3}}}}}}, bottleneck: {{any: {{any: {{lr: 1e-3}}}}}}}}
 """
+#: two agents of Ray notice late that their driver is gone
+PATIENCE_S = 300.0
 #: most starts that may fail
 RESTARTS = 10
 #: one of each kind in so many kills
@@ -183,8 +185,10 @@ def kill_drill(file: Path, quiet: bytes, store: Path, kills: int, seed: int) -> 
         restarts += 1
         code = start(file, store).wait()
     same = export(store) == quiet
-    time.sleep(30)  # Ray's own processes notice one after the other that their driver is gone
-    left_over = sum(_same(pid, line) for pid, line in orphans.items())
+    left_over, deadline = len(orphans), time.monotonic() + PATIENCE_S
+    while left_over and time.monotonic() < deadline:
+        time.sleep(1)
+        left_over = sum(_same(pid, line) for pid, line in orphans.items())
     with Store.read(store) as opened:
         status, notes = opened.status(), list(opened.notes)
     found = f"{status['done']} of {status['planned']} rows, {status['failed']} failed"

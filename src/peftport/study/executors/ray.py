@@ -2,10 +2,10 @@
 
 A pool of long-lived actors, each with its hosts loaded, does one bank a call. The driver hands the
 next bank to whoever is free, takes outcomes as they come, and is the only one that writes. Ray
-itself retries nothing: a bank whose worker dies is done again, after all others; when that one dies too,
-its halves are done apart, down to the training that kills, which becomes a failed outcome. Where no
-training kills, two workers died by chance, and the bank is done whole after all: its numbers do not
-depend on who died.
+itself retries nothing: a bank whose worker dies is done again, after all others; when that one dies
+too, its halves are done apart, down to the training that kills, which becomes a failed outcome.
+Where no training kills, two workers died by chance, and the bank is done whole after all: its
+numbers do not depend on who died.
 
 Nothing of Ray is imported before the first bank.
 
