@@ -86,7 +86,8 @@ def resolve(
             found = False
         if not found:
             raise InputError(f"no folder at '{ref.id}'; give an existing folder or a Hub id")
-        return Snapshot(path)
+        # absolute: "./minilm-base" must not turn into the packaged host's name
+        return Snapshot(path.absolute())
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

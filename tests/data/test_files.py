@@ -306,3 +306,25 @@ def test_columns_are_for_files() -> None:
     with pytest.raises(InputError, match=r"unknown key of columns 'txt'; did you mean 'text'\?"):
         Columns.from_json({"txt": "a"})
     assert Columns.from_json(Columns("a", "b").to_json()) == Columns("a", "b")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [b"nope", b"\xff", b"[]", b'{"info": 3}', b'{"info": {"features": {"label": 3}}}',
+     b'{"info": {"features": {"label": {"names": [1, 2]}}}}'],
+)  # fmt: skip
+def test_names_of_labels_that_are_none_are_not_used(tmp_path: Path, facts: bytes) -> None:
+    rows = {"text": [f"text number {i} is here" for i in range(60)], "label": [0, 1] * 30}
+    table = pyarrow.table(rows).replace_schema_metadata({b"huggingface": facts})
+    pyarrow.parquet.write_table(table, tmp_path / "data.parquet")
+    assert load_dataset(str(tmp_path / "data.parquet")).classes == ("0", "1")
+
+
+def test_names_of_labels_in_parquet_are_used(tmp_path: Path) -> None:
+    rows = {"text": [f"text number {i} is here" for i in range(60)], "label": [0, 1] * 30}
+    facts = {"info": {"features": {"label": {"names": ["bad", "good"]}}}}
+    table = pyarrow.table(rows).replace_schema_metadata(
+        {b"huggingface": json.dumps(facts).encode()}
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "data.parquet")
+    assert load_dataset(str(tmp_path / "data.parquet")).classes == ("bad", "good")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from peftport.errors import InputError, UnknownName
 from peftport.hosts.load import inspect_host, label_words, load_host, load_tokenizer
+from peftport.port_folder.hosts import find
 from peftport.refs import Ref
 from peftport.testing.pico import pico_bert, pico_t5
 
@@ -177,3 +178,12 @@ def test_references(text: str, expected: Ref) -> None:
     assert Ref.parse(text) == expected
     if expected.kind == "hub":
         assert Ref.parse(str(expected)) == expected
+
+
+def test_a_folder_named_like_a_packaged_host_is_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = inspect_host(str(pico_bert(tmp_path / "minilm-base", 3))).fingerprint
+    monkeypatch.chdir(tmp_path)
+    assert inspect_host("./minilm-base").fingerprint == own
+    assert find("./minilm-base").spec.fingerprint == own

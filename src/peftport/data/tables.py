@@ -180,10 +180,18 @@ def _parquet(path: Path) -> Table:
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
-    """Names of the values of ``ClassLabel`` columns, which the Hub's parquet files carry."""
-    facts = json.loads(metadata.get(b"huggingface", b"{}"))
-    features = facts.get("info", {}).get("features", {})
-    return {name: own["names"] for name, own in features.items() if own.get("names")}
+    """Names of the values of ``ClassLabel`` columns, which the Hub's parquet files carry; none
+    where something else stands there."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        named = {name: own["names"] for name, own in features.items() if "names" in own}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {
+        name: names
+        for name, names in named.items()
+        if isinstance(names, list) and all(isinstance(one, str) for one in names)
+    }
 
 
 def _hub(ref: Ref) -> dict[Part, list[Table]]:
