@@ -27,7 +27,8 @@ from peft import (
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
+from trainer import constant_rate
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 
 from peftport.data.tasks import Encoded
 from peftport.errors import RunError
@@ -180,22 +181,8 @@ class Theirs:
             examples = self._examples(slot.encoded, slot.labels)
             rows = [row for batch in self._work.batches(slot) for row in batch]
             with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-                arguments = TrainingArguments(
-                    folder,
-                    max_steps=slot.spec.steps,
-                    per_device_train_batch_size=slot.spec.batch_size,
-                    learning_rate=slot.spec.lr,
-                    lr_scheduler_type="constant",
-                    weight_decay=0.0,
-                    max_grad_norm=slot.spec.clip,
-                    train_sampling_strategy="sequential",  # the rows are in their order
-                    label_names=["labels"],
-                    logging_strategy="no",
-                    save_strategy="no",
-                    report_to="none",
-                    disable_tqdm=True,
-                    use_cpu=True,
-                    dataloader_pin_memory=False,
+                arguments = constant_rate(
+                    folder, slot.spec, use_cpu=True, dataloader_pin_memory=False
                 )
                 trainer = Trainer(
                     self._model,

@@ -258,26 +258,16 @@ class Theirs:
 
     def by_trainer(self, slot: Slot) -> float:
         """Seconds of transformers' Trainer; only its ``train()`` is timed."""
-        from transformers import PrinterCallback, Trainer, TrainingArguments
+        from trainer import constant_rate
+        from transformers import PrinterCallback, Trainer
 
         self._set(slot.module)
         device = self._work.settings.device
         rows = [row for batch in self._work.batches(slot) for row in batch]
         with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-            arguments = TrainingArguments(
+            arguments = constant_rate(
                 folder,
-                max_steps=slot.spec.steps,
-                per_device_train_batch_size=slot.spec.batch_size,
-                learning_rate=slot.spec.lr,
-                lr_scheduler_type="constant",
-                weight_decay=0.0,
-                max_grad_norm=slot.spec.clip,
-                train_sampling_strategy="sequential",  # the rows are in their order
-                label_names=["labels"],
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
+                slot.spec,
                 remove_unused_columns=False,
                 use_cpu=device.type == "cpu",
                 dataloader_pin_memory=device.type == "cuda",
