@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from peftport.testing.pico import pico_bert, pico_reviews
 COMMAND = [sys.executable, "-c", "from peftport.cli.main import main; main()", "study"]
 #: fixed, since two stores are compared: left alone each would measure what is faster
 SIZING = ["--bank", "3", "--kernel", "torch"]
+#: every budget but the last is a checkpoint
+OFTEN = ["--checkpoint", "0"]
 STUDY = """
 name: drill
 hosts: [a, b]
@@ -89,7 +92,7 @@ def run(file: Path, store: Path, *more: str) -> subprocess.CompletedProcess[str]
 def start(file: Path, store: Path) -> subprocess.Popen[bytes]:
     command = [*COMMAND, "run", str(file), "--store", str(store), "-q", *SIZING]
     with store.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen([*command, "--executor", "ray"], stdout=log, stderr=log)
+        return subprocess.Popen([*command, *OFTEN, "--executor", "ray"], stdout=log, stderr=log)
 
 
 def export(store: Path) -> bytes:
@@ -313,10 +316,10 @@ class Poisoned(Runner):
 
     poison = ""
 
-    def do(self, bank: BankJob) -> list[Outcome]:
+    def work(self, bank: BankJob) -> Iterator[bytes | list[Outcome]]:
         if any(job.key == self.poison for job in bank.jobs):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().do(bank)
+        yield from super().work(bank)
 
 
 def poison(file: Path, quiet: bytes, store: Path) -> Fault:

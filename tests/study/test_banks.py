@@ -79,28 +79,28 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, stop: int | None = None) -> None:
         self.banks: list[tuple[str, ...]] = []
-        real = Runner.do
+        real = Runner.work
 
-        def do(worker: Runner, bank: BankJob) -> Any:
+        def work(worker: Runner, bank: BankJob) -> Any:
             if len(self.banks) == stop:
                 raise KeyboardInterrupt
             self.banks.append(keys_of(bank))
             return real(worker, bank)
 
-        monkeypatch.setattr(Runner, "do", do)
+        monkeypatch.setattr(Runner, "work", work)
 
 
 def test_banks_are_the_plans_and_each_is_one_pass(
     prepared: Prepared, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    real = runner.train_bank
+    real = runner.BankTraining
 
-    def counted(host: Any, slots: Any, budgets: Any) -> Any:
+    def counted(host: Any, slots: Any, *more: Any) -> Any:
         passes.append(len(slots))
-        return real(host, slots, budgets)
+        return real(host, slots, *more)
 
-    monkeypatch.setattr(runner, "train_bank", counted)
+    monkeypatch.setattr(runner, "BankTraining", counted)
     seen = Watched(monkeypatch)
     run_study(prepared, tmp_path / "s", Options(quiet=True, sizing=FIVE))
     planned = [keys for wave in compose(prepared.plan, 5) for keys in wave]
@@ -243,15 +243,15 @@ def test_what_does_not_fit_is_split_and_flagged(
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    real, passes = runner.train_bank, []
+    real, passes = runner.BankTraining, []
 
-    def small(host: Any, slots: Any, budgets: Any) -> Iterator[Any]:
+    def small(host: Any, slots: Any, *more: Any) -> Iterator[Any]:
         if len(slots) > 2:
             raise error
         passes.append(len(slots))
-        yield from real(host, slots, budgets)
+        yield from real(host, slots, *more)
 
-    monkeypatch.setattr(runner, "train_bank", small)
+    monkeypatch.setattr(runner, "BankTraining", small)
     status = run_study(prepared, tmp_path / "s", Options(quiet=True, sizing=FIVE))
     assert status["done"] == status["planned"]
     assert max(passes) == 2
@@ -274,7 +274,7 @@ def test_one_module_that_does_not_fit_fails(
     def full(*_: Any) -> None:
         raise MemoryError("no memory for this")
 
-    monkeypatch.setattr(runner, "train_bank", full)
+    monkeypatch.setattr(runner, "BankTraining", full)
     outcomes = Runner(prepared.materials, 1, "torch").do(bank_of(prepared, 4))
     assert [o.error for o in outcomes] == ["no memory for this"] * 3
     assert all(o.split for o in outcomes)
@@ -298,7 +298,7 @@ def test_without_a_packed_program_modules_are_trained_one_by_one(
         fast = worker.do(bank)
         with monkeypatch.context() as patch:
             patch.setattr(runner, "trains_in_banks", lambda *_: False)
-            patch.setattr(runner, "train_bank", None)
+            patch.setattr(runner, "BankTraining", None)
             patch.setattr(runner, "bank_scores", None)
             slow = worker.do(bank)
             wild = replace(bank.jobs[1], training=replace(bank.jobs[1].training, lr=1e38,

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +88,12 @@ def test_a_study_whose_worker_is_killed_exports_the_same_bytes(
     once, always = prepared.plan.waves[0][0], prepared.plan.waves[1][-1]
 
     class Mortal(Runner):  # pickled by value, since it is local
-        def do(self, bank: BankJob) -> list[Outcome]:
+        def work(self, bank: BankJob) -> Iterator[bytes | list[Outcome]]:
             keys = {job.key for job in bank.jobs}
             if always in keys or (once in keys and not died.exists()):
                 died.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().do(bank)
+            yield from super().work(bank)
 
     sizing = Wish(bank=3, kernel="torch")
     drive.run_study(prepared, tmp_path / "quiet", drive.Options(quiet=True, sizing=sizing))
@@ -112,6 +114,43 @@ def test_a_study_whose_worker_is_killed_exports_the_same_bytes(
         whole = ours[ours["split"] == 0].reset_index(drop=True)
         same = theirs[~theirs["key"].isin(bank)].reset_index(drop=True)
         pd.testing.assert_frame_equal(whole, same)
+
+
+def test_a_study_whose_worker_is_killed_inside_a_bank_goes_on_there(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every bank's first worker dies after its first checkpoint; nobody is done in parts."""
+    prepared, sizing = drive.prepare(read_study(pico / "pico.yaml")), Wish(bank=3, kernel="torch")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
+    class Mortal(Runner):
+        def work(self, bank: BankJob) -> Iterator[bytes | list[Outcome]]:
+            (begun / f"{bank.id} {bank.checkpoint is not None}").touch()
+            for found in super().work(bank):
+                yield found
+                if isinstance(found, bytes) and bank.checkpoint is None:
+                    time.sleep(0.5)  # it is on its way
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    options = drive.Options(quiet=True, sizing=sizing, checkpoint_s=0.0, limit=12)
+    drive.run_study(prepared, tmp_path / "quiet", options)
+    with monkeypatch.context() as patch:
+        patch.setattr(drive, "Runner", Mortal)
+        drive.run_study(prepared, tmp_path / "mortal", replace(options, executor="ray"))
+    long = [
+        keys[0]
+        for wave in compose(prepared.plan, 3)
+        for keys in wave
+        if len(prepared.plan.trainings[keys[0]].budgets) > 1
+    ]
+    again = {path.name.split()[0] for path in begun.iterdir() if path.name.endswith("True")}
+    assert again
+    assert again <= {*long}
+    with Store.read(tmp_path / "quiet") as quiet, Store.read(tmp_path / "mortal") as mortal:
+        assert mortal.notes == []
+        assert mortal.frame().to_csv() == quiet.frame().to_csv()
+    assert not list((tmp_path / "mortal").glob("checkpoints/*"))
 
 
 def test_an_address_is_for_ray_alone(

@@ -19,7 +19,14 @@ from peftport.methods.bank import Bank
 from peftport.methods.base import Module, config_from_json, method_of
 from peftport.testing.pico import pico_bert, pico_reviews, pico_t5
 from peftport.train.evaluate import bank_scores, class_scores
-from peftport.train.fused import Slot, program_of, train_bank, trains_in_banks
+from peftport.train.fused import (
+    BankTraining,
+    Slot,
+    StateError,
+    program_of,
+    train_bank,
+    trains_in_banks,
+)
 from peftport.train.reference import TrainSpec, fresh_module, train
 
 WORDS = ("negative", "positive")
@@ -253,6 +260,41 @@ def test_budgets_are_points_of_one_trajectory(hosts: dict[str, Host]) -> None:
         short = replace(slot, spec=replace(slot.spec, steps=4))
         assert gap(points[4][k], last(train_bank(host, [short]))[0]) < 1e-12
         assert gap(points[9][k], points[4][k]) > 1e-6
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "prefix by a network"])
+def test_a_bank_goes_on_from_its_state_bit_for_bit(folders: dict[str, str], name: str) -> None:
+    host = load(folders, "bert", torch.float32)  # as studies are done
+    specs = [replace(spec, steps=8) for spec in SPECS]
+    bank = slots(host, name, [*specs, replace(specs[0], lr=1e30)])  # the last one diverges
+    whole = BankTraining(host, bank, (0, 3, 8))
+    points, states = {}, {}
+    for budget, found in whole:
+        points[budget], states[budget] = found, whole.state()
+    assert [state.done for state in states.values()] == [0, 3, 8]
+    for begin, left in ((0, (3, 8)), (3, (8,))):
+        for budget, found in BankTraining(host, bank, left, states[begin]):
+            for module, expected in zip(found, points[budget], strict=True):
+                if isinstance(expected, Module):
+                    assert module.digest == expected.digest
+                else:
+                    assert str(module) == str(expected)
+    assert isinstance(points[8][3], RunError)
+    assert gap(points[8][0], points[3][0]) > 1e-6
+
+
+def test_a_bank_refuses_a_state_that_is_not_its_own(hosts: dict[str, Host]) -> None:
+    host = hosts["bert"]
+    bank = slots(host, "lora", [replace(spec, steps=4) for spec in SPECS])
+    training = BankTraining(host, bank, (2, 4))
+    next(iter(training))
+    state = training.state()
+    with pytest.raises(StateError, match="another bank's: its 'flat' is"):
+        BankTraining(host, bank[:2], (4,), state)
+    with pytest.raises(StateError, match=r"another bank's: its 'mean' is torch\.float32"):
+        BankTraining(host, bank, (4,), replace(state, mean=state.mean.float()))
+    with pytest.raises(StateError, match="after 2 steps nothing is left to be seen at 1"):
+        BankTraining(host, bank, (1, 4), state)
 
 
 def test_the_host_is_left_as_it_was(hosts: dict[str, Host]) -> None:

@@ -62,6 +62,10 @@ study.add_command(plan)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]),
               help="Weights of the hosts there; modules stay float32. Default float32, then "
               "kept.")  # fmt: skip
+@click.option("--checkpoint", "checkpoint_s", type=click.FloatRange(min=0), default=60.0,
+              show_default=True, metavar="SECONDS",
+              help="Work on a bank after which its next budget is put by, so that whoever does it "
+              "again begins there.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and compute nothing.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N",
               help="Do at most N trainings, rounded up to whole banks.")  # fmt: skip
@@ -80,6 +84,7 @@ def run(
     kernel: str | None,
     device: str | None,
     dtype: str | None,
+    checkpoint_s: float,
     dry_run: bool,
     limit: int | None,
     retry_failed: bool,
@@ -89,8 +94,8 @@ def run(
 ) -> None:
     """Run a study, or go on with it: only what is missing is done.
 
-    NAME is a shipped study (quick, mini, paper, ...) or a YAML file. Stop it at any time; at most
-    the bank in flight is lost.
+    NAME is a shipped study (quick, mini, paper, ...) or a YAML file. Stop it at any time; of
+    the bank in flight at most what it did since its last checkpoint is lost.
 
     \b
     Example:
@@ -130,7 +135,9 @@ def run(
     assert folder is not None
     if not quiet:
         _show_guard(prepared.materials.guard)
-    options = Options(executor, limit, retry_failed, quiet, wish, retry_damaged, address)
+    options = Options(
+        executor, limit, retry_failed, quiet, wish, retry_damaged, address, checkpoint_s
+    )
     status = run_study(prepared, folder, options)
     if as_json:
         echo_json(status)

@@ -19,11 +19,12 @@ from peftport.errors import InputError, RunError
 DATABASE = "store.sqlite"
 LOCK = "writer.lock"
 MODULES = "modules"
+CHECKPOINTS = "checkpoints"
 STUDY = "study.yaml"
 #: most bytes of a line of a table: scores of a million sentences fit
 LINE_BYTES = 1 << 28
-#: most bytes of a module's file
-MODULE_BYTES = 1 << 32
+#: most bytes of a module's or a checkpoint's file
+FILE_BYTES = 1 << 32
 #: what to do about a damaged result
 REPAIR = "do it again with: peftport study run NAME --store DIR --retry-damaged"
 
@@ -36,7 +37,7 @@ def check_folder(folder: Path) -> None:
     """Raises InputError when a folder holds something that is not a store."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"'{folder}' is a file; give a folder to --store")
-    ours = (DATABASE, LOCK, MODULES, STUDY)
+    ours = (DATABASE, LOCK, MODULES, CHECKPOINTS, STUDY)
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     strangers = [name for name in names if not name.startswith(ours)]
     if strangers and DATABASE not in names:
@@ -44,6 +45,13 @@ def check_folder(folder: Path) -> None:
             f"'{folder}' is not empty and holds no store (it has '{sorted(strangers)[0]}'); "
             "give a new folder to --store"
         )
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed writer left half-written."""
+    for name in (MODULES, CHECKPOINTS):
+        for left_over in (folder / name).glob("*.tmp"):
+            left_over.unlink()
 
 
 def damaged(folder: Path, why: str) -> DamagedStore:
@@ -69,11 +77,11 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def read_module(path: Path) -> bytes:
-    """Content of a module's file. Raises OSError, also where it is no plain file of a likely size:
-    a pipe would be waited for, and an endless one read for ever."""
+def read_plain(path: Path) -> bytes:
+    """Content of a module's or a checkpoint's file. Raises OSError, also where it is no plain file
+    of a likely size: a pipe would be waited for, and an endless one read for ever."""
     found = path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MODULE_BYTES:
+    if not stat.S_ISREG(found.st_mode) or found.st_size > FILE_BYTES:
         raise OSError(errno.EINVAL, "no plain file of a module's size")
     return path.read_bytes()
 

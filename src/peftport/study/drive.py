@@ -19,6 +19,7 @@ from peftport.hosts.load import inspect_host
 from peftport.methods.attach import check_host
 from peftport.methods.base import Module
 from peftport.study.banks import Keys, compose
+from peftport.study.checkpoints import Checkpoints
 from peftport.study.chosen import Trial, choose
 from peftport.study.estimate import cost_s
 from peftport.study.executors.base import BankJob, Executor, Job, Place, executors
@@ -29,7 +30,7 @@ from peftport.study.plan import NUMERICS, Plan, make_plan
 from peftport.study.planned import Outcome, Planned
 from peftport.study.progress import Progress
 from peftport.study.rates import Search
-from peftport.study.runner import Runner
+from peftport.study.runner import CHECKPOINT_S, Runner
 from peftport.study.sizing import Wish, decide, recorded_device, recorded_kernel
 from peftport.study.store import Store
 from peftport.study.verify import COPY, verify
@@ -59,6 +60,7 @@ class Options:
     Attributes:
         executor: where banks are done.
         address: of a cluster, for an executor that works on one.
+        checkpoint_s: seconds of work on a bank after which its next budget is a checkpoint.
         limit: do at most so many trainings, rounded up to whole banks.
         retry_failed: do failed trainings again.
         retry_damaged: read the store again, and do what is damaged again.
@@ -73,6 +75,7 @@ class Options:
     sizing: Wish = field(default_factory=Wish)
     retry_damaged: bool = False
     address: str | None = None
+    checkpoint_s: float = CHECKPOINT_S
 
 
 def prepare(study: Study, dtype: str = "float32") -> Prepared:
@@ -114,11 +117,15 @@ def run_study(prepared: Prepared, folder: Path, options: Options) -> dict[str, A
         threads, kernel = int(store.environment["threads"]), recorded_kernel(store)
         device, _ = recorded_device(store.environment)
         place = Place(options.address, threads, int(device == "cuda"))
+
+        def make_worker() -> Runner:
+            return Runner(materials, threads, kernel, device, options.checkpoint_s)
+
         todo = _todo(store, plan, options)
         banks = [keys for wave in todo for keys in wave]
         costs = {keys: sum(cost_s(materials, plan.trainings[k]) for k in keys) for keys in banks}
         with (
-            make_executor(lambda: Runner(materials, threads, kernel, device), place) as executor,
+            make_executor(make_worker, place) as executor,
             Progress(sum(costs.values()), len(banks), quiet=options.quiet) as progress,
         ):
             for wave in todo:
@@ -127,7 +134,10 @@ def run_study(prepared: Prepared, folder: Path, options: Options) -> dict[str, A
                     _note_split(store, outcomes)
                     failed = sum(outcome.error is not None for outcome in outcomes)
                     progress.step(costs[keys], _name(plan, keys), failed)
-        return store.status()
+        status = store.status()
+        if not status["missing"]:
+            Checkpoints(folder).clear()
+        return status
 
 
 def _put_back(store: Store) -> None:
@@ -176,6 +186,7 @@ def _outcomes(
     store: Store, plan: Plan, executor: Executor, banks: list[Keys]
 ) -> Iterator[tuple[Keys, list[Outcome]]]:
     """Each bank with its outcomes; what has no source module fails without being done."""
+    checkpoints = Checkpoints(store.folder)
     lost: dict[str, list[Outcome]] = {}
     whole: dict[str, Keys] = {}
     barren: list[tuple[Keys, list[Outcome]]] = []
@@ -191,13 +202,17 @@ def _outcomes(
             ]
             if there:
                 whole[bank.id], lost[bank.id] = keys, gone
-                yield bank
+                yield replace(bank, checkpoint=checkpoints.get(bank.id))
             else:
                 barren.append((keys, gone))
 
-    for outcomes in executor.run(ready()):
+    def keep(bank: BankJob, content: bytes) -> None:
+        checkpoints.keep(bank.id, content)
+
+    for outcomes in executor.run(ready(), keep):
         bank = outcomes[0].key
         yield whole.pop(bank), [*outcomes, *lost.pop(bank)]
+        checkpoints.drop(bank)  # its outcomes are stored
     yield from barren
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 from collections import OrderedDict
@@ -23,16 +24,20 @@ from peftport.porting.controls import body_only, head_only, sampled
 from peftport.porting.layers import cka_layers
 from peftport.porting.plan import plan_port
 from peftport.porting.spaces import Correspondence
-from peftport.study.executors.base import BankJob, Job
+from peftport.study.checkpoint import Checkpoint, read_checkpoint
+from peftport.study.executors.base import BankJob, Job, Worker, last
 from peftport.study.materials import Materials
 from peftport.study.modules import from_bytes, named, to_bytes
 from peftport.study.plan import PROBE, Training, strategy_of
 from peftport.study.planned import Measure, Outcome
 from peftport.train.evaluate import bank_scores, class_scores
-from peftport.train.fused import Slot, train_bank, trains_in_banks
+from peftport.train.fused import BankState, BankTraining, Slot, StateError, trains_in_banks
 from peftport.train.reference import TrainSpec, fresh_module, train
 
 T = TypeVar("T")
+#: seconds of work after which a bank's next budget is a checkpoint
+CHECKPOINT_S = 60.0
+log = logging.getLogger(__name__)
 #: a job's module at a budget (None for the host alone), or what ended it
 Found = Module | None | Exception
 
@@ -94,7 +99,7 @@ class _Unlike(InputError):
     """Modules that were planned for one bank do not fit into one."""
 
 
-class Runner:
+class Runner(Worker):
     """A worker that trains banks; where a host or method cannot, its modules one after another.
 
     Args:
@@ -102,14 +107,20 @@ class Runner:
         threads: torch threads; fixed for a study, since sums depend on how they are cut.
         kernel: which matrix product frozen weights use; fixed likewise.
         device: where modules are trained and measured; ports are computed on the CPU.
+        checkpoint_s: seconds of work on a bank after which its next budget is a checkpoint.
     """
 
     def __init__(
-        self, materials: Materials, threads: int, kernel: str, device: str = "cpu"
+        self,
+        materials: Materials,
+        threads: int,
+        kernel: str,
+        device: str = "cpu",
+        checkpoint_s: float = CHECKPOINT_S,
     ) -> None:
         torch.set_num_threads(threads)
         use_kernel(kernel)
-        self._m = materials
+        self._m, self._checkpoint_s = materials, checkpoint_s
         self._device = use_device(device)
         use_deterministic(self._device)
         self._hosts = Recent(2)  # a source and a target
@@ -118,18 +129,28 @@ class Runner:
         self._pairs = Recent(2)  # a bank may begin with one source and end with the next
         self._ported = Recent(1)  # ported, sampled and the ablations begin with the same module
 
-    def do(self, bank: BankJob) -> list[Outcome]:
+    def work(self, bank: BankJob) -> Iterator[bytes | list[Outcome]]:
         """Train and measure; whatever goes wrong becomes a failed outcome."""
-        return self._do(bank.jobs, split=False)
+        yield from self._work(bank, split=False)
 
-    def _do(self, jobs: tuple[Job, ...], split: bool) -> list[Outcome]:
+    def _work(self, bank: BankJob, split: bool) -> Iterator[bytes | list[Outcome]]:
         """What does not fit into memory or one bank is done in halves, and flagged."""
-        begin = time.perf_counter()
-        progress = [_Progress(job) for job in jobs]
+        jobs, begin = bank.jobs, time.perf_counter()
+        there = _checkpoint_of(bank)
+        progress = [_Progress(job) for job in jobs] if there is None else _so_far(jobs, there)
+        before, kept = there.seconds if there else 0.0, begin
         halves = False
         try:
-            for budget, found in self.modules(BankJob(jobs)):
+            for budget, found, training in self._trajectory(bank, there.state if there else None):
                 self._measure_all(budget, progress, found)
+                now = time.perf_counter()
+                if training is not None and now - kept >= self._checkpoint_s:
+                    yield _checkpoint(progress, before + now - begin, training.state()).to_bytes()
+                    kept = now
+        except StateError as error:
+            log.warning("%s", error)
+            yield from self._work(replace(bank, checkpoint=None), split)
+            return
         except Exception as error:
             halves = len(jobs) > 1 and _asks_for_less(error)
             for one in progress:
@@ -137,9 +158,11 @@ class Runner:
         if halves:
             del progress
             middle = len(jobs) // 2
-            return [*self._do(jobs[:middle], True), *self._do(jobs[middle:], True)]
-        seconds = (time.perf_counter() - begin) / len(jobs)
-        return [one.outcome(seconds, split) for one in progress]
+            halved = (BankJob(jobs[:middle]), BankJob(jobs[middle:]))
+            yield [outcome for half in halved for outcome in last(self._work(half, True))]
+            return
+        seconds = (before + time.perf_counter() - begin) / len(jobs)
+        yield [one.outcome(seconds, split) for one in progress]
 
     def _measure_all(
         self, budget: int, progress: Sequence[_Progress], found: Sequence[Found]
@@ -160,10 +183,17 @@ class Runner:
     def modules(self, bank: BankJob) -> Iterator[tuple[int, list[Found]]]:
         """For every job its module, at each of the bank's budgets; None for the host alone, the
         error where it failed to start or diverged."""
+        for budget, found, _ in self._trajectory(bank, None):
+            yield budget, found
+
+    def _trajectory(
+        self, bank: BankJob, begin: BankState | None
+    ) -> Iterator[tuple[int, list[Found], BankTraining | None]]:
+        """And with them the training, where it has steps to come and can be gone on with."""
         first: Training = bank.jobs[0].training
         host = self.host(first.host)
         if first.init == "host":
-            yield 0, [None]
+            yield 0, [None], None
             return
         starts = [self._try_start(job) for job in bank.jobs]
         slots = [
@@ -172,16 +202,19 @@ class Runner:
             if isinstance(start, Module)
         ]
         if not slots:
-            yield first.steps, list(starts)
+            yield first.steps, list(starts), None
             return
         if len({_form(slot.module) for slot in slots}) > 1:
             raise _Unlike(f"modules of the bank of {bank.id} have different configs or shapes")
         fits = all(trains_in_banks(host, slot.module.config) for slot in slots)
-        for budget, made in (train_bank if fits else _one_by_one)(host, slots, first.budgets):
+        left = [budget for budget in first.budgets if begin is None or budget > begin.done]
+        training = BankTraining(host, slots, left, begin) if fits else None
+        for budget, made in training or _one_by_one(host, slots, first.budgets):
             trained = iter(made)
             yield (
                 budget,
                 [_named(next(trained), first.host) if isinstance(s, Module) else s for s in starts],
+                training if budget < first.steps else None,
             )
 
     def host(self, name: str) -> Host:
@@ -273,6 +306,34 @@ class Runner:
         return self._encoded.get(
             key, lambda: encode(self.host(host).tokenizer, texts, self._m.task)
         )
+
+
+def _checkpoint_of(bank: BankJob) -> Checkpoint | None:
+    """Where the bank goes on; None where it begins."""
+    if bank.checkpoint is None:
+        return None
+    try:
+        return read_checkpoint(bank.checkpoint, bank.keys)
+    except InputError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _so_far(jobs: Sequence[Job], there: Checkpoint) -> list[_Progress]:
+    return [
+        _Progress(job, list(measures), None, *(error or (None, None)))
+        for job, measures, error in zip(jobs, there.measures, there.errors, strict=True)
+    ]
+
+
+def _checkpoint(progress: Sequence[_Progress], seconds: float, state: BankState) -> Checkpoint:
+    return Checkpoint(
+        tuple(one.job.key for one in progress),
+        seconds,
+        tuple(tuple(one.measures) for one in progress),
+        tuple(None if one.error is None else (one.error, one.trace or "") for one in progress),
+        state,
+    )
 
 
 def load(materials: Materials, name: str, device: torch.device | None = None) -> Host:

@@ -100,8 +100,7 @@ class Store:
             except BaseException:
                 store.close()
                 raise
-            for left_over in (folder / db.MODULES).glob("*.tmp"):
-                left_over.unlink()
+            db.sweep(folder)
         return store
 
     @staticmethod
@@ -329,7 +328,7 @@ class Store:
         name = str(found[0][0])
         path = self.folder / db.MODULES / f"{name}.safetensors"
         try:
-            content = db.read_module(path)
+            content = db.read_plain(path)
         except OSError as error:
             raise InputError(
                 f"cannot read module '{path}': {error.strerror}; {db.REPAIR}"

@@ -133,7 +133,7 @@ def _modules(folder: Path, named: dict[str, str], counts: Counter[str]) -> Itera
     for key, name in named.items():
         counts["modules"] += 1
         try:
-            content = db.read_module(folder / db.MODULES / f"{name}.safetensors")
+            content = db.read_plain(folder / db.MODULES / f"{name}.safetensors")
             what = "" if hashlib.sha256(content).hexdigest() == name else "damaged"
         except OSError as error:
             what = f"not to be read ({error.strerror})"

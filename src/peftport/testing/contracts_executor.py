@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,12 +28,26 @@ from peftport.study.planned import Measure, Outcome
 WINDOW = 64
 
 
-class ToyWorker:
-    """Scores that follow from the job alone; ``bad`` jobs fail, ``die`` jobs end the process, and
-    those with a path and a number end it so many times (the file's size counts)."""
+#: checkpoints of a bank with a ``long`` job
+STEPS = 3
 
-    def do(self, bank: BankJob) -> list[Outcome]:
-        return [self._outcome(job) for job in bank.jobs]
+
+class ToyWorker(Worker):
+    """Scores that follow from the job alone; ``bad`` jobs fail, ``die`` jobs end the process, and
+    those with a path and a number end it so many times (the file's size counts). A bank whose first
+    job is ``long`` hands out how many steps are done, and its module says where it began."""
+
+    def work(self, bank: BankJob) -> Iterator[bytes | list[Outcome]]:
+        if bank.jobs[0].training != "long":
+            yield [self._outcome(job) for job in bank.jobs]
+            return
+        begin, others = int(bank.checkpoint or b"0"), list[Outcome]()
+        for step in range(begin, STEPS):
+            if step == STEPS - 1:  # whoever ends the process does it before the last step
+                time.sleep(0.5)  # what was handed out arrives
+                others = [self._outcome(job) for job in bank.jobs[1:]]
+            yield b"%d" % (step + 1)
+        yield [Outcome(bank.jobs[0].key, 0.0, module=b"from %d" % begin), *others]
 
     def _outcome(self, job: Job) -> Outcome:
         if isinstance(job.training, tuple):
@@ -104,6 +120,25 @@ class ExecutorContract:
                 assert outcome.measures[0].scores.tobytes() == own.measures[0].scores.tobytes()
                 assert outcome.module == own.module
 
+    def test_checkpoints_are_kept_and_gone_on_from(self) -> None:
+        kept: list[tuple[str, bytes]] = []
+        given = [one_bank("long", "good"), one_bank("good")]
+        given.append(replace(given[0], checkpoint=b"2"))
+        with self.make() as executor:
+            lists = [
+                next(executor.run([bank], lambda bank, content: kept.append((bank.id, content))))
+                for bank in given
+            ]
+        assert kept == [("k0", b"1"), ("k0", b"2"), ("k0", b"3"), ("k0", b"3")]
+        assert [outcomes[0].module for outcomes in lists] == [b"from 0", b"module", b"from 2"]
+
+    def test_whoever_cannot_keep_a_checkpoint_ends_the_run(self) -> None:
+        def full(bank: BankJob, content: bytes) -> None:
+            raise RunError("the disk is full")
+
+        with self.make() as executor, pytest.raises(RunError, match="disk is full"):
+            list(executor.run([one_bank("long")], full))
+
     def test_banks_are_drawn_as_they_are_needed(self) -> None:
         drawn: list[str] = []
 
@@ -143,6 +178,18 @@ class IsolatedExecutorContract(ExecutorContract):
         assert [(o.key, o.error, o.split) for o in outcomes] == [
             (f"k{n}", None, False) for n in range(3)
         ]
+
+    def test_a_bank_whose_worker_dies_goes_on_from_its_checkpoint(self, tmp_path: Path) -> None:
+        (tmp_path / "deaths").touch()
+        kept: list[bytes] = []
+        with self.make() as executor:
+            (outcomes,) = executor.run(
+                [one_bank("long", (tmp_path / "deaths", 1))],
+                lambda bank, content: kept.append(content),
+            )
+        assert outcomes[0].module == b"from 2"
+        assert [o.error for o in outcomes] == [None, None]
+        assert kept == [b"1", b"2", b"3"]
 
     def test_a_job_that_kills_its_worker_fails_and_no_other(self) -> None:
         kinds = ["die", "good", "good"]

@@ -7,7 +7,7 @@ rates, gradient clip and AdamW state. Texts are packed without padding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,34 @@ class Slot:
     spec: TrainSpec
 
 
+class StateError(InputError):
+    """A state that is no place for a bank to go on from."""
+
+
+@dataclass(frozen=True)
+class BankState:
+    """Where a bank is: with its slots, all that its next steps depend on.
+
+    Attributes:
+        flat: parameters  [K, P], as :class:`peftport.methods.bank.Bank` lays them side by side.
+        mean, square: AdamW's moments of them  [K, P].
+        ended: the step at which a slot diverged, counted from 1; 0 for one that has not  [K].
+        loss: its loss there  [K].
+        done: steps done.
+    """
+
+    flat: Tensor
+    mean: Tensor
+    square: Tensor
+    ended: Tensor
+    loss: Tensor
+    done: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "done"}
+
+
 def trains_in_banks(host: Host, config: MethodConfig | None = None) -> bool:
     """Whether modules (of this method) are trained in banks on this host."""
     return host.program is not None and (config is None or has_bank(config))
@@ -61,72 +89,104 @@ def trains_in_banks(host: Host, config: MethodConfig | None = None) -> bool:
 def train_bank(
     host: Host, slots: Sequence[Slot], budgets: Sequence[int] = ()
 ) -> Iterator[tuple[int, list[Module | RunError]]]:
-    """Train K modules of one config and yield them at every budget.
+    """Train K modules of one config and yield them at every budget; see :class:`BankTraining`."""
+    return iter(BankTraining(host, slots, budgets))
+
+
+class BankTraining:
+    """The training of K modules of one config. Iterate over it once.
 
     Args:
         host: frozen host of a family with a packed program.
         slots: what to train.
         budgets: step counts at which copies are yielded; the last step when empty.
+        begin: go on from here, with budgets that come after it; what follows is what would have
+            followed there.
 
     Yields:
         (budget, for every slot its module or the error that ended it). A slot whose loss or
         gradient became NaN or infinite gives that error from then on and touches no other.
 
     Raises:
-        InputError: the slots do not fit each other or the host.
+        InputError: the slots do not fit each other or the host; StateError: ``begin`` does not
+            fit them.
     """
-    first = slots[0].spec
-    budgets = sorted(set(budgets or [first.steps]))
-    if budgets[-1] > first.steps or budgets[0] < 0:
-        raise InputError(f"budgets must lie in 0..{first.steps}, got {list(budgets)}")
-    for slot in slots:
-        check_host(slot.module, host.spec, host.ref)
-        check_shapes(slot.module, host.spec)
-        for name in ("steps", "batch_size", "only_head"):
-            if getattr(slot.spec, name) != getattr(first, name):
-                raise InputError(
-                    f"trainings of a bank must have the same {name}, got "
-                    f"{getattr(first, name)} and {getattr(slot.spec, name)}"
-                )
-    program = program_of(host)
-    device = host.device
-    bank = Bank(host.spec, [s.module for s in slots], dtype=host.dtype, grad=True, device=device)
-    acts: Acts = bank.layer
-    if first.only_head:
-        if not bank.layer.head:
-            raise InputError("this host has no head: a probe needs one")
-        acts = Acts(bank.layer.head)  # bodies change nothing and are not trained
-    steps = _Steps(program, bank, acts, [s.spec for s in slots])
-    orders = [
-        train_batches(s.encoded.lengths, s.spec.batch_size, s.spec.steps, s.spec.seed)
-        for s in slots
-    ]
-    targets = [np.asarray(s.labels) for s in slots]
-    done = 0
-    for budget in budgets:
-        for step in range(done, budget):
-            rows = [order[step] for order in orders]
-            texts = [[s.encoded.ids[i] for i in r] for s, r in zip(slots, rows, strict=True)]
-            packed = pack(texts, device)
-            labels = np.concatenate([t[r] for t, r in zip(targets, rows, strict=True)])
-            steps.do(packed, torch.as_tensor(labels, dtype=torch.long)[packed.order])
-            if step % RELEASE == RELEASE - 1:
-                release()
-        done = budget
-        release()
-        ended = steps.ended
-        yield (
-            budget,
-            [
-                RunError(
-                    f"{slot.module.config.method} on '{host.ref}' diverged at step {ended[k][0]} "
-                    f"(loss {ended[k][1]:.3g}); lower the rate"
-                )
-                if k in ended
-                else bank.module(k, host.spec)
-                for k, slot in enumerate(slots)
-            ],
+
+    def __init__(
+        self,
+        host: Host,
+        slots: Sequence[Slot],
+        budgets: Sequence[int] = (),
+        begin: BankState | None = None,
+    ) -> None:
+        first = slots[0].spec
+        self._budgets = sorted(set(budgets or [first.steps]))
+        if self._budgets[-1] > first.steps or self._budgets[0] < 0:
+            raise InputError(f"budgets must lie in 0..{first.steps}, got {self._budgets}")
+        for slot in slots:
+            check_host(slot.module, host.spec, host.ref)
+            check_shapes(slot.module, host.spec)
+            for name in ("steps", "batch_size", "only_head"):
+                if getattr(slot.spec, name) != getattr(first, name):
+                    raise InputError(
+                        f"trainings of a bank must have the same {name}, got "
+                        f"{getattr(first, name)} and {getattr(slot.spec, name)}"
+                    )
+        self._host, self._slots = host, slots
+        self._bank = bank = Bank(
+            host.spec,
+            [s.module for s in slots],
+            dtype=host.dtype,
+            grad=True,
+            device=host.device,
         )
+        acts: Acts = bank.layer
+        if first.only_head:
+            if not bank.layer.head:
+                raise InputError("this host has no head: a probe needs one")
+            acts = Acts(bank.layer.head)  # bodies change nothing and are not trained
+        self._steps = _Steps(program_of(host), bank, acts, [s.spec for s in slots])
+        if begin is not None:
+            if begin.done > self._budgets[0]:
+                raise StateError(
+                    f"after {begin.done} steps nothing is left to be seen at {self._budgets[0]}"
+                )
+            self._steps.go_on_from(begin)
+
+    def __iter__(self) -> Iterator[tuple[int, list[Module | RunError]]]:
+        slots, steps = self._slots, self._steps
+        orders = [
+            train_batches(s.encoded.lengths, s.spec.batch_size, s.spec.steps, s.spec.seed)
+            for s in slots
+        ]
+        targets = [np.asarray(s.labels) for s in slots]
+        for budget in self._budgets:
+            for step in range(steps.done, budget):
+                rows = [order[step] for order in orders]
+                texts = [[s.encoded.ids[i] for i in r] for s, r in zip(slots, rows, strict=True)]
+                packed = pack(texts, self._host.device)
+                labels = np.concatenate([t[r] for t, r in zip(targets, rows, strict=True)])
+                steps.do(packed, torch.as_tensor(labels, dtype=torch.long)[packed.order])
+                if step % RELEASE == RELEASE - 1:
+                    release()
+            release()
+            yield budget, self._modules()
+
+    def _modules(self) -> list[Module | RunError]:
+        ended = self._steps.ended
+        return [
+            RunError(
+                f"{slot.module.config.method} on '{self._host.ref}' diverged at step {ended[k][0]} "
+                f"(loss {ended[k][1]:.3g}); lower the rate"
+            )
+            if k in ended
+            else self._bank.module(k, self._host.spec)
+            for k, slot in enumerate(self._slots)
+        ]
+
+    def state(self) -> BankState:
+        """A copy of where it is, on the CPU."""
+        return self._steps.state()
 
 
 def program_of(host: Host) -> Program:
@@ -152,7 +212,7 @@ class _Steps:
     ) -> None:
         self._program, self._bank, self._acts = program, bank, acts
         self._adam = _AdamW(bank, specs)
-        self._done = 0
+        self.done = 0
         device = bank.flat.device
         self._step = torch.zeros(len(specs), dtype=torch.long, device=device)  # 0: not yet
         self._loss = torch.zeros(len(specs), dtype=torch.float64, device=device)
@@ -164,16 +224,16 @@ class _Steps:
 
     def do(self, packed: Packed, labels: Tensor) -> None:
         """A step on these texts; labels [S] in packed order, on the CPU."""
-        self._done += 1
-        fixes = self._adam.fixes(self._done)
+        self.done += 1
+        fixes = self._adam.fixes(self.done)
         device = self._now.device
         if device.type != "cuda":
-            self._now.fill_(self._done)
+            self._now.fill_(self.done)
             self._run(packed, labels, fixes)
             return
         assert packed.mask is not None
         labels = send(labels, device)
-        self._now.copy_(send(torch.tensor(self._done), device))
+        self._now.copy_(send(torch.tensor(self.done), device))
         self._fixes.copy_(send(torch.tensor(fixes, dtype=self._fixes.dtype), device))
         shape = packed.mask.added.shape
         if shape not in self._seen or not GRAPHS:
@@ -206,6 +266,30 @@ class _Steps:
         self._step.copy_(torch.where(now, self._now, self._step))
         self._loss.copy_(torch.where(now, losses.to(self._loss.dtype), self._loss))
 
+    def state(self) -> BankState:
+        kept = self._kept()
+        return BankState(**{n: t.detach().cpu().clone() for n, t in kept.items()}, done=self.done)
+
+    def go_on_from(self, state: BankState) -> None:
+        """Raises InputError where the state is another bank's."""
+        given = state.tensors()
+        for name, tensor in self._kept().items():
+            if given[name].shape != tensor.shape or given[name].dtype != tensor.dtype:
+                raise StateError(
+                    f"the state to go on from is another bank's: its '{name}' is "
+                    f"{given[name].dtype} {list(given[name].shape)}, this bank's is "
+                    f"{tensor.dtype} {list(tensor.shape)}; begin again"
+                )
+            tensor.copy_(given[name])
+        self.done = state.done
+
+    def _kept(self) -> dict[str, Tensor]:
+        adam = self._adam
+        return {
+            "flat": self._bank.flat, "mean": adam.mean, "square": adam.square,
+            "ended": self._step, "loss": self._loss,
+        }  # fmt: skip
+
     @property
     def ended(self) -> dict[int, tuple[int, float]]:
         """Slots that diverged, with the step, counted from 1, and its loss."""
@@ -233,8 +317,8 @@ class _AdamW:
 
     def __init__(self, bank: Bank, specs: Sequence[TrainSpec]) -> None:
         self._flat = bank.flat
-        self._mean = torch.zeros_like(bank.flat)
-        self._square = torch.zeros_like(bank.flat)
+        self.mean = torch.zeros_like(bank.flat)
+        self.square = torch.zeros_like(bank.flat)
         self._clip = bank.flat.new_tensor([[s.clip] for s in specs])  # [K, 1]
         rates = bank.flat.new_empty(bank.flat.shape)
         for row, spec in zip(rates, specs, strict=True):
@@ -257,8 +341,8 @@ class _AdamW:
         scale = (self._clip / (norms[:, None] + 1e-6)).clamp(max=1.0)
         grads = grads * scale
         first, second = _BETAS
-        self._mean.lerp_(grads, 1 - first)
-        self._square.mul_(second).addcmul_(grads, grads, value=1 - second)
-        root = (self._square.sqrt() / fixes[1]).add_(_EPS)
-        self._flat -= self._mean / root * (self._rates / fixes[0])
+        self.mean.lerp_(grads, 1 - first)
+        self.square.mul_(second).addcmul_(grads, grads, value=1 - second)
+        root = (self.square.sqrt() / fixes[1]).add_(_EPS)
+        self._flat -= self.mean / root * (self._rates / fixes[0])
         return norms

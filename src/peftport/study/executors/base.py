@@ -7,6 +7,7 @@ Tested by :class:`peftport.testing.contracts_executor.ExecutorContract`:
 - banks are drawn as they are needed, so that stopping early does little for nothing and memory
   does not grow with their number;
 - a bank's numbers do not depend on the banks done before it;
+- what a worker hands out on the way is kept, and a bank goes on from what it is given;
 - a bank whose worker dies is done again; a job that kills its worker every time fails, and the
   others of its bank are done (an executor in this process dies with it).
 """
@@ -15,8 +16,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 from peftport.registry import Registry
 from peftport.study.planned import Outcome
@@ -39,22 +40,53 @@ class Job:
 
 @dataclass(frozen=True)
 class BankJob:
-    """The unit of work: trainings that are done together on one host."""
+    """The unit of work: trainings that are done together on one host.
+
+    Attributes:
+        jobs: the trainings.
+        checkpoint: how far a worker had come with them, in its own format.
+    """
 
     jobs: tuple[Job, ...]
+    checkpoint: bytes | None = field(default=None, repr=False)
 
     @property
     def id(self) -> str:
         """The first training's key; no two banks of a study share one."""
         return self.jobs[0].key
 
+    @property
+    def keys(self) -> list[str]:
+        """The trainings' keys, in order."""
+        return [job.key for job in self.jobs]
 
-class Worker(Protocol):
+
+#: told how far a bank is
+Keep = Callable[[BankJob, bytes], None]
+
+
+def forget(bank: BankJob, checkpoint: bytes) -> None:
+    """Keeps no checkpoints."""
+
+
+def last(found: Iterator[bytes | list[Outcome]]) -> list[Outcome]:
+    """The outcomes that follow a bank's checkpoints."""
+    *_, outcomes = found
+    assert not isinstance(outcomes, bytes)
+    return outcomes
+
+
+class Worker(ABC):
     """Does one bank after another; keeps what they share (hosts, encoded sentences)."""
 
+    @abstractmethod
+    def work(self, bank: BankJob) -> Iterator[bytes | list[Outcome]]:
+        """Checkpoints of a long bank, and last an outcome per job, in order; an error becomes one,
+        only interrupts are raised."""
+
     def do(self, bank: BankJob) -> list[Outcome]:
-        """An outcome per job, in order; an error becomes one, only interrupts are raised."""
-        ...
+        """An outcome per job, in order."""
+        return last(self.work(bank))
 
 
 @dataclass(frozen=True)
@@ -90,8 +122,8 @@ class Executor(ABC):
         self.place = place
 
     @abstractmethod
-    def run(self, banks: Iterable[BankJob]) -> Iterator[list[Outcome]]:
-        """Outcomes bank by bank, as they come.
+    def run(self, banks: Iterable[BankJob], keep: Keep = forget) -> Iterator[list[Outcome]]:
+        """Outcomes bank by bank, as they come; ``keep`` is given checkpoints of whole banks.
 
         Raises:
             RunError: workers end again and again without finishing anything.

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from peftport.errors import InputError
-from peftport.study.executors.base import BankJob, Executor, Place, Worker, executors
+from peftport.study.executors.base import (
+    BankJob,
+    Executor,
+    Keep,
+    Place,
+    Worker,
+    executors,
+    forget,
+)
 from peftport.study.planned import Outcome
 
 
@@ -24,8 +32,12 @@ class Local(Executor):
             )
         self._worker: Worker | None = None
 
-    def run(self, banks: Iterable[BankJob]) -> Iterator[list[Outcome]]:
+    def run(self, banks: Iterable[BankJob], keep: Keep = forget) -> Iterator[list[Outcome]]:
         for bank in banks:
             if self._worker is None:
                 self._worker = self.make_worker()
-            yield self._worker.do(bank)
+            for found in self._worker.work(bank):
+                if isinstance(found, bytes):
+                    keep(bank, found)
+                else:
+                    yield found

@@ -5,7 +5,8 @@ next bank to whoever is free, takes outcomes as they come, and is the only one t
 itself retries nothing: a bank whose worker dies is done again, after all others; when that one dies
 too, its halves are done apart, down to the training that kills, which becomes a failed outcome.
 Where no training kills, two workers died by chance, and the bank is done whole after all: its
-numbers do not depend on who died.
+numbers do not depend on who died. A long bank's checkpoints reach the driver as they are made, and
+whoever does it again begins with the last one.
 
 Nothing of Ray is imported before the first bank.
 
@@ -23,7 +24,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peftport.errors import InputError, PeftportError, RunError
-from peftport.study.executors.base import BankJob, Executor, Job, Place, Worker, executors
+from peftport.study.executors.base import (
+    BankJob,
+    Executor,
+    Job,
+    Keep,
+    Place,
+    Worker,
+    executors,
+    forget,
+)
 from peftport.study.planned import Outcome
 
 #: deaths of its worker after which a bank is cut, and a training alone fails
@@ -75,6 +85,7 @@ class _Part:
     start: int
     jobs: tuple[Job, ...]
     deaths: int = 0
+    checkpoint: bytes | None = field(default=None, repr=False)
 
     @property
     def split(self) -> bool:
@@ -102,10 +113,10 @@ class _Host:
         self._make_worker = make_worker
         self._worker: Worker | None = None
 
-    def do(self, bank: BankJob) -> list[Outcome]:
+    def work(self, bank: BankJob) -> Iterator[bytes | list[Outcome]]:
         if self._worker is None:
             self._worker = self._make_worker()
-        return self._worker.do(bank)
+        yield from self._worker.work(bank)
 
 
 @executors.register("ray")
@@ -120,9 +131,11 @@ class RayExecutor(Executor):
         self._started = False
         self._room = 0
         self._idle: list[Any] = []
-        self._busy: dict[Any, tuple[Any, _Part]] = {}
+        self._busy: dict[Any, tuple[Any, _Part]] = {}  # by the stream of what a worker hands out
+        self._keep: Keep = forget
 
-    def run(self, banks: Iterable[BankJob]) -> Iterator[list[Outcome]]:
+    def run(self, banks: Iterable[BankJob], keep: Keep = forget) -> Iterator[list[Outcome]]:
+        self._keep = keep
         source, again = iter(banks), deque[_Part]()
         deaths_in_a_row, widest = 0, 1
         finished: _Whole | None = None
@@ -184,22 +197,30 @@ class RayExecutor(Executor):
         if self._ray is None:
             self._start()
         actor = self._idle.pop() if self._idle else self._actor()
-        self._busy[actor.do.remote(BankJob(part.jobs))] = (actor, part)
+        stream = actor.work.options(num_returns="streaming").remote(
+            BankJob(part.jobs, part.checkpoint)
+        )
+        self._busy[stream] = (actor, part)
 
     def _take(self) -> tuple[_Part, list[Outcome], str | None]:
         """The next part that is over: its outcomes, or how its worker died."""
         ray = self._ray
-        (reference,), _ = ray.wait(list(self._busy), num_returns=1)
-        actor, part = self._busy.pop(reference)
-        try:
-            outcomes = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:  # the worker could not be made
-            raise error.cause from None
-        except (ray.exceptions.RayError, OSError) as error:
-            ray.kill(actor)  # it may be alive behind a broken network, and would hold its place
-            return part, [], f"{type(error).__name__}: {error}"
-        self._idle.append(actor)
-        return part, outcomes, None
+        while True:
+            (stream,), _ = ray.wait(list(self._busy), num_returns=1)
+            actor, part = self._busy.pop(stream)
+            try:
+                found = ray.get(next(stream))
+            except ray.exceptions.RayTaskError as error:  # the worker could not be made
+                raise error.cause from None
+            except (ray.exceptions.RayError, OSError) as error:
+                ray.kill(actor)  # it may be alive behind a broken network, and would hold its place
+                return part, [], f"{type(error).__name__}: {error}"
+            if not isinstance(found, bytes):
+                self._idle.append(actor)
+                return part, found, None
+            self._busy[stream] = (actor, replace(part, checkpoint=found))
+            if not part.split:
+                self._keep(BankJob(part.jobs), found)
 
     def _bury(self, part: _Part, death: str, again: deque[_Part]) -> None:
         """What becomes of jobs whose worker died: once more, in halves, or failed."""
@@ -276,7 +297,8 @@ def _draw(source: Iterator[BankJob]) -> _Part | None:
     bank = next(source, None)
     if bank is None:
         return None
-    return _Part(_Whole(bank.jobs, [None] * len(bank.jobs)), 0, bank.jobs)
+    whole = _Whole(bank.jobs, [None] * len(bank.jobs))
+    return _Part(whole, 0, bank.jobs, checkpoint=bank.checkpoint)
 
 
 def _unreachable(address: str | None, why: str) -> PeftportError:
