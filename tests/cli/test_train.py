@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from peftport import load_module
 from peftport.cli.main import run
-from peftport.testing.pico import pico_bert, pico_reviews, pico_t5
+from peftport.testing.pico import pico_bert, pico_distilbert, pico_reviews, pico_t5
 
 
 def write_reviews(path: Path, text: str = "text", label: str = "label") -> Path:
@@ -118,3 +119,64 @@ def test_divergence_is_a_failed_run(
     assert train(place, tmp_path / "out", "lora", "--lr", "1e30", "--steps", "40") == 1
     assert "diverged at step" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("host", ["bert", "t5"])
+def test_a_bfloat16_host_trains_a_float32_module(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    common = ["--steps", "100", "--lr", "1e-2", "--json"]
+    if host == "t5":
+        common += ["--verbaliser", "bad", "--verbaliser", "good"]
+    facts = {}
+    for dtype in ("float32", "bfloat16"):
+        more = ["--device", "cpu", "--dtype", dtype, *common]
+        assert train(place, tmp_path / dtype, "lora", *more, host=host) == 0
+        facts[dtype] = json.loads(capsys.readouterr().out)
+        assert (facts[dtype]["host"]["dtype"], facts[dtype]["host"]["device"]) == (dtype, "cpu")
+        assert f"weights were in {dtype} on cpu" in (tmp_path / dtype / "README.md").read_text()
+    wide, narrow = (load_module(tmp_path / dtype) for dtype in facts)
+    assert {tensor.dtype for _, tensor in narrow.tensors()} == {torch.float32}
+    # float32 in what it holds too: bfloat16 could not tell these numbers apart
+    assert any((t != t.bfloat16().float()).any() for _, t in narrow.tensors())
+    assert narrow.digest != wide.digest
+    one, two = (found["scores"]["auc"] for found in facts.values())
+    assert one > 0.9
+    assert abs(one - two) < 0.1 * (one - 0.5)  # a tenth of what training changed; 0.04 measured
+    assert narrow.fingerprint == wide.fingerprint
+
+
+def test_without_cuda_it_is_one_line(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert train(place, tmp_path / "out", "lora", "--device", "cuda") == 2
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("device 'cuda' is not to be had here; use 'cpu' or 'auto'")
+    assert "\n" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_host_that_trains_in_float32_only_is_one_line(
+    tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pico_distilbert(tmp_path / "d")
+    host = str(tmp_path / "d")
+    assert train(place, tmp_path / "out", "lora", "--dtype", "bfloat16", host=host) == 2
+    said = capsys.readouterr().err
+    assert "trained on it in float32 only; leave --dtype bfloat16 out" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_cuda_it_is_the_cpus(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str
+) -> None:
+    auc = []
+    for name, device in (("cpu", "cpu"), ("one", "cuda"), ("two", "auto")):
+        more = ["--device", device, "--dtype", dtype, "--steps", "100", "--lr", "1e-2", "--json"]
+        assert train(place, tmp_path / name, "lora", *more) == 0
+        auc.append(json.loads(capsys.readouterr().out)["scores"]["auc"])
+    assert load_module(tmp_path / "one").digest == load_module(tmp_path / "two").digest
+    assert abs(auc[0] - auc[1]) < (0.002 if dtype == "float32" else 0.03)

@@ -66,6 +66,8 @@ On any other host it is refused by peftport.
 {training["steps"]} steps of {training["batch_size"]} examples from {data["train"]:,} training
 texts of {inline_code(data["name"])} (digest `{data["digest"][:16]}`); AdamW at a constant
 {training["lr"]:g}{head_words}, gradients clipped at {training["clip"]:g}, seed {training["seed"]}.
+The host's weights were in {host["dtype"]} on {host["device"]}, the module and its optimiser in
+float32.
 
 - classes: {", ".join(inline_code(c) for c in data["classes"])}
 - task: {inline_code(json.dumps(facts["task"], ensure_ascii=False))}

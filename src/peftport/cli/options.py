@@ -27,6 +27,25 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def device_options(then: str = "") -> Callable[[Command], Command]:
+    """``--device`` and ``--dtype``, None where they are left out; ``then`` goes on after the
+    defaults in their help."""
+
+    def both(command: Command) -> Command:
+        command = click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16"]),
+            help=f"Weights of the hosts there; modules stay float32. Default float32{then}.",
+        )(command)
+        return click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            help=f"Where modules are trained and measured; default cpu{then}.",
+        )(command)
+
+    return both
+
+
 def push_options(command: Command) -> Command:
     """``--push-to-hub ID`` and ``--public``; passed as ``push_to_hub`` and ``public``."""
     command = click.option(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
-from peftport.cli.options import echo_json, echo_table, json_option, quiet_option
+from peftport.cli.options import (
+    device_options,
+    echo_json,
+    echo_table,
+    json_option,
+    quiet_option,
+)
 from peftport.cli.plan import plan
 from peftport.errors import InputError, RunError
+from peftport.escape import visible
 from peftport.study.store import Store
 
 _STORE = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -54,14 +62,7 @@ study.add_command(plan)
               help="Memory for '--bank auto'; default half of what is free.")  # fmt: skip
 @click.option("--kernel", metavar="NAME", help="Matrix product of the frozen weights (onednn, "
               "torch); default the faster one when the store is made, then kept.")  # fmt: skip
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    help="Where modules are trained and measured; default cpu, then kept.",
-)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]),
-              help="Weights of the hosts there; modules stay float32. Default float32, then "
-              "kept.")  # fmt: skip
+@device_options(", then kept")
 @click.option("--checkpoint", "checkpoint_s", type=click.FloatRange(min=0), default=60.0,
               show_default=True, metavar="SECONDS",
               help="Work on a bank after which its next budget is put by, so that whoever does it "
@@ -134,7 +135,7 @@ def run(
         return
     assert folder is not None
     if not quiet:
-        _show_guard(prepared.materials.guard)
+        click.echo(_guarded(prepared.materials.guard), err=True)
     options = Options(
         executor, limit, retry_failed, quiet, wish, retry_damaged, address, checkpoint_s
     )
@@ -155,7 +156,7 @@ def run(
 @json_option
 @quiet_option
 def status(folder: Path, as_json: bool, quiet: bool) -> None:
-    """Runs planned, done, failed and missing.
+    """Runs planned, done, failed and missing, and what the leak guard found in the data.
 
     \b
     Example:
@@ -163,9 +164,9 @@ def status(folder: Path, as_json: bool, quiet: bool) -> None:
     """
     with Store.read(folder) as store:
         found = store.status()
-        notes = store.notes
+        guard, notes = store.guard, store.notes
     if as_json:
-        echo_json({**found, "notes": notes})
+        echo_json({**found, "guard": guard, "notes": notes})
         return
     states = ("planned", "done", "failed", "missing")
     lines = [(kind, *(counts[s] for s in states)) for kind, counts in found["kinds"].items()]
@@ -173,6 +174,7 @@ def status(folder: Path, as_json: bool, quiet: bool) -> None:
     lines.append(("trainings", *(found["trainings"][s] for s in states)))
     click.echo(f"study {found['study']} ({found['grid']})")
     echo_table(("", *states), lines)
+    click.echo(_guarded(guard))
     for text in [*(f"failed: {error}" for error in found["errors"]), *notes]:
         click.echo(text)
 
@@ -315,9 +317,10 @@ def _line(found: dict[str, Any]) -> str:
     )
 
 
-def _show_guard(guard: Any) -> None:
-    parts = ", ".join(f"{name} {count}" for name, count in guard.items())
-    click.echo(f"leak guard: no text shared between parts ({parts})", err=True)
+def _guarded(guard: Mapping[str, int]) -> str:
+    """What the leak guard counted, on one line; names in a stranger's store may hold anything."""
+    parts = ", ".join(f"{visible(name)} {visible(str(count))}" for name, count in guard.items())
+    return f"leak guard: no text shared between parts ({parts})"
 
 
 def _show_plan(prepared: Any, wish: Any, recorded: int | None, as_json: bool) -> None:

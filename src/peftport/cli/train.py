@@ -1,4 +1,4 @@
-"""``peftport train``: one module, by the reference trainer, saved in its library's format."""
+"""``peftport train``: one module, saved in its library's format."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from peftport.cli.options import (
+    device_options,
     echo_json,
     json_option,
     new_folder,
@@ -44,6 +45,7 @@ RATES = {"lora": 1e-3, "bottleneck": 1e-3, "compacter": 3e-3, "prefix": 1e-2}
               help="Classification head of an encoder.")  # fmt: skip
 @click.option("--text-column", help="Column of the text.  [default: text]")
 @click.option("--label-column", help="Column of the label.  [default: label]")
+@device_options()
 @json_option
 @quiet_option
 def train(
@@ -63,13 +65,16 @@ def train(
     head: str,
     text_column: str | None,
     label_column: str | None,
+    device: str | None,
+    dtype: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Train one module of METHOD and save it in its library's format.
 
     It learns from the data's source-train split and is tested on its test split; what was
-    measured goes into the folder's README.md.
+    measured goes into the folder's README.md. Without --device and --dtype the reference trainer
+    does it; on a GPU or in bfloat16 it is a bank of one.
 
     \b
     Example:
@@ -77,6 +82,7 @@ def train(
       peftport train prefix --host google/t5-v1_1-base --data reviews.csv -o out/prefix \\
         --set length=8 --template "sentiment: {text}" --label-column stars
     """
+    from peftport.hosts.packed.device import dtype_named, use_deterministic, use_device
     from peftport.methods.base import methods
     from peftport.train.reference import TrainSpec
 
@@ -87,14 +93,26 @@ def train(
     kind.config_class.from_json(given)
     rate = RATES.get(method, 1e-3) if lr is None else lr
     spec = TrainSpec(steps=steps, lr=rate, head_lr=head_lr, batch_size=batch, seed=seed)
+    where, weights = use_device(device or "cpu"), dtype or "float32"
     facts = _task_facts(task_file, template, words)
     dataset = _dataset(data, text_column, label_column)
     task = _task(facts, dataset)
 
     from peftport.cli.training import run_training
-    from peftport.hosts.load import load_host
+    from peftport.hosts.load import inspect_host, load_host
+    from peftport.study.materials import check_dtype
 
-    loaded = load_host(host, labels=len(dataset.classes), head=head, verbalisers=task.verbalisers)
+    check_dtype(host, inspect_host(host), weights)
+    if where.type != "cpu":
+        use_deterministic(where)
+    loaded = load_host(
+        host,
+        labels=len(dataset.classes),
+        head=head,
+        dtype=dtype_named(weights),
+        device=where,
+        verbalisers=task.verbalisers,
+    )
     config = kind.default_config(loaded.spec)
     config = type(config).from_json({**config.to_json(), **given})
     result = run_training(loaded, config, dataset, task, spec, quiet=quiet)

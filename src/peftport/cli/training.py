@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from peftport import __version__
 from peftport.cli.card import module_card
 from peftport.data.datasets import Dataset
 from peftport.data.tasks import Task, encode
+from peftport.errors import RunError
 from peftport.formats import library_for, save_module
 from peftport.hosts.load import Host
+from peftport.hosts.packed.device import wide
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig, Module
-from peftport.train.evaluate import class_scores
+from peftport.train.evaluate import bank_scores, class_scores
+from peftport.train.fused import Slot, train_bank, trains_in_banks
 from peftport.train.metrics import metrics
 from peftport.train.reference import TrainSpec, fresh_module, train
 
@@ -65,7 +69,8 @@ class Trained:
 def run_training(
     host: Host, config: MethodConfig, dataset: Dataset, task: Task, spec: TrainSpec, *, quiet: bool
 ) -> Trained:
-    """Train on source-train, score the test split.
+    """Train on source-train, score the test split: with the reference trainer, or as a bank of one
+    where the host's weights are narrower than float32 or lie on an accelerator.
 
     Raises:
         InputError: a split without examples.
@@ -76,15 +81,25 @@ def run_training(
     labels = [example.label for example in learn]
     ticks = sorted({round(spec.steps * i / TICKS) for i in range(1, TICKS + 1)})
     start = fresh_module(host, config, spec.seed)
+    plain = host.device.type == "cpu" and wide(host.dtype) == host.dtype
+    in_bank = not plain and trains_in_banks(host, config)
+    if in_bank:
+        trained = _bank_of_one(host, Slot(start, texts, labels, spec), ticks)
+    else:
+        trained = train(host, start, texts, labels, spec, ticks)
     began = time.monotonic()
     hidden = quiet or not sys.stderr.isatty()
     with tqdm(total=spec.steps, unit="step", desc=config.method, disable=hidden) as bar:
-        for step, reached in train(host, start, texts, labels, spec, ticks):
+        for step, reached in trained:
             bar.update(step - bar.n)
             module = reached
     seconds = time.monotonic() - began
     truth = np.array([example.label for example in test])
     encoded = encode(host.tokenizer, [example.text for example in test], task)
+    if in_bank:
+        [scores] = bank_scores(host, [module], encoded)
+    else:
+        scores = class_scores(host, module, encoded)
     facts = {
         "peftport": __version__,
         "method": module.config.to_json(),
@@ -94,6 +109,8 @@ def run_training(
             "family": host.spec.family,
             "head": host.head,
             "fingerprint": host.spec.fingerprint,
+            "dtype": str(host.dtype).removeprefix("torch."),
+            "device": host.device.type,
         },
         "data": {
             "name": dataset.name,
@@ -104,8 +121,16 @@ def run_training(
         },
         "task": task.to_json(),
         "training": asdict(spec),
-        "scores": metrics(class_scores(host, module, encoded), truth),
+        "scores": metrics(scores, truth),
         "host_alone": metrics(class_scores(host, None, encoded), truth),
     }
     notes = {**facts, "head": host.head}  # the kind of head decides the format
     return Trained(replace(module, notes=notes), host.spec, facts, seconds)
+
+
+def _bank_of_one(host: Host, slot: Slot, ticks: Sequence[int]) -> Iterator[tuple[int, Module]]:
+    """What the reference trainer does, as a bank."""
+    for step, [made] in train_bank(host, [slot], ticks):
+        if isinstance(made, RunError):
+            raise made
+        yield step, made

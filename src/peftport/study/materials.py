@@ -110,11 +110,7 @@ def gather(study: Study, dtype: str = "float32") -> Materials:
         for host, spec in specs.items()
     }
     for host, spec in specs.items():
-        if dtype != "float32" and not in_banks(spec):
-            raise InputError(
-                f"host '{host}' has no packed program, so modules are trained on it in float32 "
-                f"only; leave --dtype {dtype} out"
-            )
+        check_dtype(host, spec, dtype)
     parts, measured, counts = sentences(study, task)
     unlabelled = parts[TARGET].texts[: study.strategy.texts]
     return Materials(study, task, parts, measured, unlabelled, specs, configs, counts, dtype)
@@ -124,6 +120,15 @@ def located(study: Study, name: str) -> str:
     """A name in a study file; a path there starts at the file's folder."""
     beside = Path(study.base) / name
     return str(beside) if not is_packaged(name) and beside.exists() else name
+
+
+def check_dtype(host: str, spec: HostSpec, dtype: str) -> None:
+    """Raises InputError where a host has no packed program: nothing else trains in this dtype."""
+    if dtype != "float32" and not in_banks(spec):
+        raise InputError(
+            f"host '{host}' has no packed program, so modules are trained on it in float32 "
+            f"only; leave --dtype {dtype} out"
+        )
 
 
 def in_banks(spec: HostSpec) -> bool:
