@@ -143,7 +143,13 @@ def test_twelve_runs_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert status["kinds"]["grid"]["done"] == 12
         assert status["missing"] == status["failed"] == 0
         # of those that fall into the part that source modules would have read
-        assert 0 < opened.guard["dropped from source-train other"] <= SHARED
+        dropped = opened.guard["dropped from source-train other"]
+        assert 0 < dropped <= SHARED
+    assert run(["study", "status", str(store)]) == 0
+    assert f"dropped from source-train other {dropped}" in capsys.readouterr().out
+    assert run(["study", "status", str(store), "--json"]) == 0
+    guard = json.loads(capsys.readouterr().out)["guard"]
+    assert guard["dropped from source-train other"] == dropped
     page = tmp_path / "report.html"
     assert run(["report", str(store), "-o", str(page)]) == 0
     assert "dropped from source-train other" in page.read_text()

@@ -44,7 +44,10 @@ def test_status_counts_every_kind(finished: Path, cli: Cli) -> None:
     assert (status["failed"], status["missing"], status["notes"]) == (0, 0, [])
     # probe is one training for both methods; scratch has one per method, target and seed
     assert status["trainings"]["planned"] == 2 + 4 + 8 + 8 + 8 + 8 + 2
+    with Store.read(finished) as store:
+        assert status["guard"] == store.guard
     table = cli("status", finished).out
+    assert f"between parts (validation and test {status['guard']['validation and test']}, " in table
     assert table.startswith("study pico (")
     assert "grid       24       24    0       0" in table
 
