@@ -1,8 +1,12 @@
-"""Adapters whose files were changed at random are ported, or refused in one line: nothing else."""
+"""Adapters whose files were changed at random are ported, or refused in one line: nothing else.
+
+PEFTPORT_EXAMPLES=400 makes so many of each kind; ``make fuzz`` does.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,9 +25,9 @@ FILES = (
     "head_config.json", "model_head.safetensors",
 )  # fmt: skip
 few = settings(
-    max_examples=40,
+    max_examples=int(os.environ.get("PEFTPORT_EXAMPLES", "40")),
     deadline=None,
-    derandomize=True,
+    derandomize="PEFTPORT_EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
@@ -40,8 +44,13 @@ values = st.recursive(
 )
 
 
-def check(folder: Path, root: Path) -> None:
+def check(folder: Path, root: Path, hostile: Any) -> None:
     """Port and load it; the result loads too."""
+    with hostile.reading(folder.parent):
+        port_and_load(folder, root)
+
+
+def port_and_load(folder: Path, root: Path) -> None:
     out = folder.parent / "out"
     try:
         peftport.port(folder, str(root / "other"), out, source=str(root / "host"), strategy="copy")
@@ -60,7 +69,7 @@ def check(folder: Path, root: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @few
 @given(data=st.data())
-def test_bytes(kind: str, own: bool, data: st.DataObject, sound: Path) -> None:
+def test_bytes(kind: str, own: bool, data: st.DataObject, sound: Path, hostile: Any) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(shutil.copytree(sound / kind, Path(place) / "adapter"))
         if not own:
@@ -73,7 +82,7 @@ def test_bytes(kind: str, own: bool, data: st.DataObject, sound: Path) -> None:
             changed[at] = byte
         cut = data.draw(st.none() | st.integers(0, len(changed)))
         file.write_bytes(bytes(changed[:cut]))
-        check(folder, sound)
+        check(folder, sound, hostile)
 
 
 def spots(facts: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -89,7 +98,7 @@ def spots(facts: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("kind", KINDS)
 @few
 @given(data=st.data())
-def test_values(kind: str, own: bool, data: st.DataObject, sound: Path) -> None:
+def test_values(kind: str, own: bool, data: st.DataObject, sound: Path, hostile: Any) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(shutil.copytree(sound / kind, Path(place) / "adapter"))
         if not own:
@@ -104,4 +113,4 @@ def test_values(kind: str, own: bool, data: st.DataObject, sound: Path) -> None:
                 spot = spot[step]
             spot[key] = data.draw(values)
         file.write_text(json.dumps(facts))
-        check(folder, sound)
+        check(folder, sound, hostile)

@@ -1,6 +1,6 @@
 """Study files, datasets and stores that a stranger made: read, or refused in one line.
 
-PEFTPORT_EXAMPLES=2000 makes so many of each kind; benchmarks and releases use that.
+PEFTPORT_EXAMPLES=400 makes so many of each kind; ``make fuzz`` does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ many = settings(
     derandomize="PEFTPORT_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
 )
-few = settings(many, max_examples=max(many.max_examples // 4, 1))
+few = settings(many, max_examples=max(many.max_examples // 2, 1))
 scalars = (
     st.none()
     | st.booleans()
@@ -91,14 +91,16 @@ def changed(value: Any, data: st.DataObject) -> Any:
 
 @many
 @given(st.data())
-def test_a_study_with_other_values(data: st.DataObject) -> None:
+def test_a_study_with_other_values(hostile: Any, tmp_path: Path, data: st.DataObject) -> None:
     study = changed(yaml.safe_load(GRID.format(name="grid")), data)
-    refused_or_read(lambda: parse_study(yaml.safe_dump(study, allow_unicode=True)))
+    text = yaml.safe_dump(study, allow_unicode=True)
+    with hostile.reading(tmp_path):
+        refused_or_read(lambda: parse_study(text))
 
 
 @many
 @given(st.data())
-def test_a_study_with_other_bytes(data: st.DataObject) -> None:
+def test_a_study_with_other_bytes(hostile: Any, data: st.DataObject) -> None:
     text = bytearray(GRID.format(name="grid").encode())
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(text) - 1))
@@ -107,7 +109,8 @@ def test_a_study_with_other_bytes(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "study.yaml"
         path.write_bytes(text)
-        refused_or_read(lambda: read_study(path))
+        with hostile.reading(Path(folder)):
+            refused_or_read(lambda: read_study(path))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @many
 @given(st.data())
 def test_a_dataset_with_other_bytes(
-    tables: dict[str, bytes], kind: str, data: st.DataObject
+    hostile: Any, tables: dict[str, bytes], kind: str, data: st.DataObject
 ) -> None:
     content = bytearray(tables[kind])
     for _ in range(data.draw(st.integers(1, 5))):
@@ -139,19 +142,21 @@ def test_a_dataset_with_other_bytes(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"t.{kind}"
         path.write_bytes(content)
-        refused_or_read(lambda: load_dataset(str(path)))
+        with hostile.reading(Path(folder)):
+            refused_or_read(lambda: load_dataset(str(path)))
         assert [p.name for p in Path(folder).iterdir()] == [path.name]
 
 
 @many
 @given(st.data())
-def test_a_jsonl_dataset_with_other_values(data: st.DataObject) -> None:
+def test_a_jsonl_dataset_with_other_values(hostile: Any, data: st.DataObject) -> None:
     rows: Any = [{"text": f"text {at}", "label": at % 2} for at in range(6)]
     rows = changed(rows, data)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "t.jsonl"
         path.write_text("\n".join(json.dumps(row) for row in rows))
-        refused_or_read(lambda: load_dataset(str(path)))
+        with hostile.reading(Path(folder)):
+            refused_or_read(lambda: load_dataset(str(path)))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +189,7 @@ def check_store(folder: Path) -> None:
 
 @few
 @given(st.data())
-def test_a_store_with_other_bytes(store: Path, data: st.DataObject) -> None:
+def test_a_store_with_other_bytes(hostile: Any, store: Path, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "s"
         shutil.copytree(store, folder)
@@ -197,12 +202,13 @@ def test_a_store_with_other_bytes(store: Path, data: st.DataObject) -> None:
             )
             content[at : at + 4] = data.draw(st.binary(min_size=4, max_size=4))
         path.write_bytes(content)
-        check_store(folder)
+        with hostile.reading(folder):
+            check_store(folder)
 
 
 @few
 @given(st.data())
-def test_a_store_with_other_values(store: Path, data: st.DataObject) -> None:
+def test_a_store_with_other_values(hostile: Any, store: Path, data: st.DataObject) -> None:
     """With digests that agree: whoever wrote it meant it."""
     places = [
         ("meta", "value", "name"), ("rows", "budgets", "id"), ("rows", "key", "id"),
@@ -231,7 +237,8 @@ def test_a_store_with_other_values(store: Path, data: st.DataObject) -> None:
         )
         connection.commit()
         connection.close()
-        check_store(folder)
+        with hostile.reading(folder):
+            check_store(folder)
 
 
 def _score_digest(*line: Any) -> str:
