@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def curve(recovery: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """One line for every method, target and budget, nearest target first."""
     means = (
-        cells[(cells.metric == "balanced_accuracy") & (cells.kind == "grid")]
-        .groupby(["method", "target", "budget", "init"]).value.mean().unstack("init").reset_index()
+        cells[cells.kind == "grid"].groupby(["method", "target", "budget", "init"])
+        .balanced_accuracy.mean().unstack("init").reset_index()
     )  # fmt: skip
     columns = ["method", "target", "budget", "native", "recovery", "low", "high"]
     table = means.merge(recovery[columns], on=["method", "target", "budget"], how="left")
@@ -67,7 +67,9 @@ def drawn(table: pd.DataFrame) -> alt.FacetChart:
     shown = table.assign(steps=[f"after {b} steps" if b else "as it is" for b in table.budget])
     base = alt.Chart(shown).encode(
         x=alt.X("distance:Q", scale=alt.Scale(type="log"), title="relative weight distance"),
-        color=alt.Color("method:N", scale=alt.Scale(range=COLOURS)),
+        color=alt.Color(
+            "method:N", scale=alt.Scale(range=COLOURS), legend=alt.Legend(symbolOpacity=1)
+        ),
     )
     lines = base.mark_line(point=True).encode(y=alt.Y("recovery:Q", title="recovery"))
     bands = base.mark_area(opacity=0.15).encode(y="low:Q", y2="high:Q")

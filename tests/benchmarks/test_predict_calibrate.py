@@ -1,4 +1,4 @@
-"""The calibration's arithmetic, and the drift study's curve, on made-up numbers."""
+"""The calibration's arithmetic on made-up numbers, and the drift study's curve on quick's."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import pytest
 
 from peftport.predicting import FEATURES, Calibration
 from peftport.predicting.model import Point
+from peftport.report.build import build
+from peftport.report.exported import read_export
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def script(name: str) -> ModuleType:
@@ -70,21 +73,15 @@ def test_what_is_published_rests_on_hosts_left_out(calibrate: ModuleType, tmp_pa
 
 def test_the_curve_is_ordered_by_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     drift = script("drift_curve")
-    far = {"near": 0.02, "far": 0.6}
-    monkeypatch.setattr(drift, "distance", far.__getitem__)
-    cells = pd.DataFrame(
-        [
-            (method, target, budget, init, value)
-            for method in ("lora", "prefix")
-            for target, value in (("far", 0.6), ("near", 0.7))
-            for budget in (0, 10)
-            for init in ("ported", "scratch")
-        ],
-        columns=["method", "target", "budget", "init", "value"],
-    ).assign(metric="balanced_accuracy", kind="grid")
-    recovery = cells[cells.init == "ported"].assign(native=0.75, recovery=0.8, low=0.7, high=0.9)
-    table = drift.curve(recovery, cells)
+    monkeypatch.setattr(drift, "distance", {"minilm-large-tuned": 0.6, "minilm-base": 0.02}.get)
+    evidence = read_export(RESULTS / "quick" / "export.csv")
+    table = drift.curve(build(evidence).tables["recovery"], evidence.cells)
     assert list(table.distance[:4]) == [0.02, 0.6, 0.02, 0.6]
-    assert list(table.ported[:2]) == [0.7, 0.6]
-    assert len(table) == 8 and not table.isna().any().any()
+    rows = evidence.cells[(evidence.cells.kind == "grid") & (evidence.cells.budget == 10)]
+    rows = rows[(rows.method == "lora") & (rows.target == "minilm-base")]
+    line = table[(table.method == "lora") & (table.budget == 10) & (table.distance == 0.02)]
+    for init in ("ported", "sampled", "scratch"):
+        mean = rows[rows.init == init].balanced_accuracy.mean()
+        assert float(line[init].iloc[0]) == pytest.approx(mean)
+    assert not table.drop(columns=["recovery", "low", "high"]).isna().any().any()
     assert "relative weight distance" in drift.drawn(table).to_json()
