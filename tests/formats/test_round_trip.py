@@ -42,6 +42,7 @@ def test_a_saved_module_comes_back_whole(
     kind, _, library = MODULES[name]
     module, spec = make(name), hosts[kind].spec
     folder = save_module(module, tmp_path / "out", spec=spec)
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1  # as the umask says
     assert json.loads((folder / "peftport.json").read_text())["library"] == library
     for back in (load_module(folder, spec=spec), load_module(folder)):
         assert back.config == module.config

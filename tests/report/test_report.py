@@ -240,6 +240,13 @@ def test_one_class_runs_are_counted(study: Any) -> None:
     assert {r[-1] for r in score_view(made_report, "scores").rows} == {"0 of 6", "6 of 6"}
 
 
+def test_an_export_does_not_say_that_no_run_predicts_one_class(study: Any) -> None:
+    evidence = study(methods=("lora",), sentences=60).evidence(labels=np.array([], dtype=int))
+    made_report = build(evidence, draws=50)
+    assert made_report.tables["scores"]["one_class"].isna().all()
+    assert {r[-1] for r in score_view(made_report, "scores").rows} == {"unknown"}
+
+
 def test_word_hosts_have_the_host_alone_as_floor(study: Any) -> None:
     made = study(lambda run: 0.7, methods=("lora",), sentences=200, ablations=False)
     made.add("floor", "", "small", "small", "same", 0, "host", (0,))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from peftport.errors import InputError
@@ -139,7 +139,8 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         if not torch.isfinite(tensor).all():
             raise InputError(f"'{key}' holds NaN or infinity; this module cannot be saved")
     own = {key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}
-    save_file(own, file, metadata={"format": "pt"})
+    # safetensors' own file can be read by its owner alone, whatever the umask says
+    file.write_bytes(save(own, metadata={"format": "pt"}))
 
 
 @contextmanager

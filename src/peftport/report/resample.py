@@ -134,7 +134,7 @@ class Resampled:
         self._rows = {(k, int(b)): i for i, (k, b) in enumerate(zip(keys, budgets, strict=True))}
         self._keys = keys
         self.point = cells[metric].to_numpy(float)
-        self.one_class = np.zeros(len(cells), dtype=bool)
+        self.one_class = np.full(len(cells), np.nan)  # unknown without class scores
         self.unlike: list[str] = []
         if not self.sentences:
             self.draws = np.broadcast_to(self.point[:, None], (len(self.point), draws))

@@ -28,7 +28,8 @@ def score_table(evidence: Evidence, scores: Scores, by: Sequence[str]) -> pd.Dat
         by: columns that make a group, e.g. PLACE or ``["method"]``.
     Returns:
         ``by``, init, budget, runs, trainings, then for every metric its mean, low and high;
-        ``one_class`` counts runs that predict a single class for every sentence.
+        ``one_class`` counts runs that predict a single class for every sentence (NaN: an export,
+        which has no scores of single sentences, does not tell).
     """
     keys = [*by, "init", "budget"]
     grid = evidence.grid
@@ -52,7 +53,8 @@ def _measures(scores: Scores, cells: pd.DataFrame) -> dict[str, Any]:
         line[f"{metric}_low"] = interval.low if interval else float("nan")
         line[f"{metric}_high"] = interval.high if interval else float("nan")
     first = next(iter(scores.values()))
-    line["one_class"] = int(first.one_class[first.rows(cells)].sum())
+    flat = first.one_class[first.rows(cells)].sum()
+    line["one_class"] = flat if np.isnan(flat) else int(flat)
     return line
 
 

@@ -52,10 +52,15 @@ def score_view(report: Report, name: str, metric: str | None = None) -> View:
             *_place(report.evidence, dict(zip(keys, group, strict=True))),
             *(cells.get(budget, "") for budget in report.evidence.budgets),
             " to ".join(str(n) for n in sorted({counts.min(), counts.max()})),
-            f"{own['one_class'].sum()} of {own['runs'].sum()}",
+            _one_class(own),
         ))  # fmt: skip
     steps = [f"{budget} steps" for budget in report.evidence.budgets]
     return View((*header, *steps, "runs", "one class"), tuple(rows), len(steps) + 2)
+
+
+def _one_class(group: pd.DataFrame) -> str:
+    flat = group["one_class"].sum(skipna=False)
+    return "unknown" if np.isnan(flat) else f"{flat:.0f} of {group['runs'].sum()}"
 
 
 def _shown(evidence: Evidence, keys: Sequence[str]) -> list[str]:

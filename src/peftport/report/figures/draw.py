@@ -16,7 +16,12 @@ WAYS = ("raw → tuned", "tuned → raw", "up in size", "down in size")
 SHARED = {"curves": "y", "effects": "x", "pairs": "x", "directions": "x"}
 ROW = 15
 WIDTH = 200
-LABEL = alt.Axis(labelLimit=190, labelExpr="datum.value == 'all' ? 'all methods' : datum.value")
+# a pair of hosts has a line for each, so that no name is cut
+LABEL = alt.Axis(
+    labelLimit=190,
+    labelExpr="datum.value == 'all' ? 'all methods' : "
+    "split(replace(datum.value, ' → ', ' →\\n'), '\\n')",
+)
 
 
 def _tips(**fields: str) -> list[alt.Tooltip]:
