@@ -57,7 +57,7 @@ def test_five_figures_from_twenty_lines_of_pandas(
     for (method, init, budget), goal in curves.items():
         line = curves[method, "scratch"]
         late = line[line >= goal].index.min()
-        if init == "ported" and 0 < late and (line[:late].iloc[:-1] < goal).all():
+        if init == "ported" and late > 0 and (line[:late].iloc[:-1] < goal).all():
             early = line[:late].index[-2]
             share = (goal - line[early]) / (line[late] - line[early])
             saved[method, budget] = early + share * (late - early) - budget
