@@ -15,7 +15,7 @@ WORKERS ?= 2
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env study test check audit format interop golden hosts hosts-llm hosts-drift bench docs clean
+.PHONY: help env study test check audit fuzz format interop golden hosts hosts-llm hosts-drift bench docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ audit: $(STAMP) ## bandit's rules over the package, advisories about the pinned 
 	@# strict: a package that the index knows no advisories of is a failure, not a pass
 	@$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
 	  -r constraints.txt
+
+fuzz: $(STAMP) ## 10,000 hostile adapters, studies, datasets and stores, watched (minutes)
+	@OMP_NUM_THREADS=1 PEFTPORT_EXAMPLES=400 $(PY) -m pytest -q tests/faults/test_fuzz_adapters.py \
+	  tests/faults/test_fuzz_inputs.py $(ARGS)
 
 format: $(STAMP) ## format and fix what can be fixed
 	@$(VENV)/bin/ruff check --fix .
