@@ -19,6 +19,7 @@ from peftport.cli.options import (
 from peftport.cli.plan import plan
 from peftport.errors import InputError, RunError
 from peftport.escape import visible
+from peftport.study.checkpoints import CHECKPOINT_S
 from peftport.study.store import Store
 
 _STORE = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -63,7 +64,7 @@ study.add_command(plan)
 @click.option("--kernel", metavar="NAME", help="Matrix product of the frozen weights (onednn, "
               "torch); default the faster one when the store is made, then kept.")  # fmt: skip
 @device_options(", then kept")
-@click.option("--checkpoint", "checkpoint_s", type=click.FloatRange(min=0), default=60.0,
+@click.option("--checkpoint", "checkpoint_s", type=click.FloatRange(min=0), default=CHECKPOINT_S,
               show_default=True, metavar="SECONDS",
               help="Work on a bank after which its next budget is put by, so that whoever does it "
               "again begins there.")  # fmt: skip

@@ -7,6 +7,8 @@ from pathlib import Path
 from peftport.atomic import write_bytes
 from peftport.study import database as db
 
+#: seconds of work after which a bank's next budget is a checkpoint
+CHECKPOINT_S = 60.0
 _END = ".checkpoint"
 
 

@@ -19,7 +19,7 @@ from peftport.hosts.load import inspect_host
 from peftport.methods.attach import check_host
 from peftport.methods.base import Module
 from peftport.study.banks import Keys, compose
-from peftport.study.checkpoints import Checkpoints
+from peftport.study.checkpoints import CHECKPOINT_S, Checkpoints
 from peftport.study.chosen import Trial, choose
 from peftport.study.estimate import cost_s
 from peftport.study.executors.base import BankJob, Executor, Job, Place, executors
@@ -30,7 +30,7 @@ from peftport.study.plan import NUMERICS, Plan, make_plan
 from peftport.study.planned import Outcome, Planned
 from peftport.study.progress import Progress
 from peftport.study.rates import Search
-from peftport.study.runner import CHECKPOINT_S, Runner
+from peftport.study.runner import Runner
 from peftport.study.sizing import Wish, decide, recorded_device, recorded_kernel
 from peftport.study.store import Store
 from peftport.study.verify import COPY, verify

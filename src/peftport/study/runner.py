@@ -25,6 +25,7 @@ from peftport.porting.layers import cka_layers
 from peftport.porting.plan import plan_port
 from peftport.porting.spaces import Correspondence
 from peftport.study.checkpoint import Checkpoint, read_checkpoint
+from peftport.study.checkpoints import CHECKPOINT_S
 from peftport.study.executors.base import BankJob, Job, Worker, last
 from peftport.study.materials import Materials
 from peftport.study.modules import from_bytes, named, to_bytes
@@ -35,8 +36,6 @@ from peftport.train.fused import BankState, BankTraining, Slot, StateError, trai
 from peftport.train.reference import TrainSpec, fresh_module, train
 
 T = TypeVar("T")
-#: seconds of work after which a bank's next budget is a checkpoint
-CHECKPOINT_S = 60.0
 log = logging.getLogger(__name__)
 #: a job's module at a budget (None for the host alone), or what ended it
 Found = Module | None | Exception
