@@ -102,8 +102,8 @@ def resolve(
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
         why = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
         raise InputError(
-            f"'{ref}' is not in the local Hub cache and {why}; "
-            "download it once or give a local path"
+            f"'{ref}' is no folder here, as a Hub id it is not in the local Hub cache and {why}; "
+            "give an existing folder, or download it once"
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,10 +13,12 @@ import pytest
 from peftport.report import html
 from peftport.report.build import Report, build
 from peftport.report.evidence import Evidence, tidy
+from peftport.report.exported import read_export
 from peftport.train.metrics import metrics
 
 HOSTILE = "<script>window.hacked=1</script>\"'><img src=x onerror=window.hacked=1>\u202eevil`${1}"
 HOSTS = ("minilm", "minilm-tuned", HOSTILE)
+A4 = 718  # pixels between the margins of a page
 INITS = {"ported": 0.75, "sampled": 0.5, "scratch": 0.52}
 FIGURES = ("curves", "effects", "pairs", "heat", "directions", "saved")
 
@@ -220,3 +222,14 @@ def test_printed_pages_keep_figures_and_drop_controls(
     assert seen.page.locator("#figure-curves svg").first.is_visible()
     ink = seen.page.evaluate("getComputedStyle(document.body).color")
     assert ink == "rgb(0, 0, 0)"
+
+
+def test_nothing_is_wider_than_a_printed_page(opened: Callable[..., Any], tmp_path: Path) -> None:
+    export = Path(__file__).parents[2] / "docs" / "results" / "quick" / "export.csv"
+    made = tmp_path / "quick.html"
+    made.write_text(html.render(build(read_export(export), draws=40)))
+    seen = opened(made, width=A4)
+    assert seen.page.locator("#explore").is_visible()
+    seen.page.emulate_media(media="print")
+    seen.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= A4

@@ -195,7 +195,9 @@ def test_hub_datasets_use_their_label_names(monkeypatch: pytest.MonkeyPatch) -> 
     assert data.classes == ("bad", "good") and data.sizes["test"] == 30
     assert "labels: 0 is bad, 1 is good" in data.notes
     with pytest.raises(
-        InputError, match=r"org/reviews train has no column 'text' for the text; it"
+        InputError,
+        match=r"org/reviews train has no column 'text' for the text; it has: .*; name the right "
+        r"one, e\.g\. text=review \(a command's --text-column review\)",
     ):
         load_dataset("org/reviews")
     del found["train"]

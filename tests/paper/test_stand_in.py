@@ -177,4 +177,6 @@ def test_another_revision_is_not_taken_for_it(capsys: pytest.CaptureFixture[str]
     name = HOSTS[0].partition("@")[0]
     assert run(["hosts", "info", f"{name}@{'0' * 40}"]) == 2
     said = capsys.readouterr().err
-    assert "is not in the local Hub cache and HF_HUB_OFFLINE is set; download it once" in said
+    assert (
+        "is not in the local Hub cache and HF_HUB_OFFLINE is set; give an existing folder" in said
+    )

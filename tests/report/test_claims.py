@@ -76,7 +76,7 @@ def test_methods_that_differ_are_told_apart(study: Any) -> None:
     assert found.answer == "yes"
     largest = found.findings[0]
     assert largest.interval is not None and largest.interval.low < 0.35 < largest.interval.high
-    assert "advantage of lora − of bottleneck" in found.sentences[0]
+    assert "advantage of lora minus that of bottleneck" in found.sentences[0]
     assert largest.p_holm is not None and largest.p_holm == pytest.approx(2 / 576)
 
 

@@ -109,9 +109,11 @@ def _rows(table: Table, columns: Columns) -> list[_Row]:
     wanted = [columns.text, columns.label] + ([columns.group] if columns.group else [])
     for role, name in zip(("text", "label", "group"), wanted, strict=False):
         if name not in table.names:
+            option = "" if role == "group" else f" (a command's --{role}-column {table.names[0]})"
             raise InputError(
                 f"{table.where} has no column '{name}' for the {role}; it has:"
                 f" {', '.join(table.names)}; name the right one, e.g. {role}={table.names[0]}"
+                f"{option}"
             )
     read = [table.values(name) for name in wanted]
     if columns.group is None:

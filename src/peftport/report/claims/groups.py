@@ -79,7 +79,7 @@ def _between_methods(
         both = pairs.where(np.isin(method, [one, two]))
         interval = both.mean(scores, first=both.units["method"].to_numpy(object) == one)
         answer, why = better(interval, two)
-        name = f"advantage of {one} − of {two}"
+        name = f"advantage of {one} minus that of {two}"
         lines.append(Finding(name, f"{one}, {two}", ALL, budget, answer, why, interval))
     return sorted(lines, key=lambda line: -line.interval.point if line.interval else 0.0)
 
