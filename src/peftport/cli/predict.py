@@ -111,5 +111,5 @@ def _sentences(found: Predicted, texts: bool) -> str:
             "nor interval, run peftport assess."
         )
     if not texts:
-        lines.append("With --texts it also compares answers, which tells more.")
+        lines.append("With --texts it also compares answers (calibrated, that was no better).")
     return "\n".join(lines)
