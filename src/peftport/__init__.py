@@ -10,6 +10,7 @@ stay fast: nothing here imports torch until it is needed.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from peftport.predicting import predict as predict
 
 __version__ = "0.1.0"
+
+#: torch's CPU tensors of 2 MiB and more then begin at a huge page's border: the heap does not break
+#: up under batches of unlike size (docs/banks.md). torch reads it when it is imported
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _WHERE = {
     "Module": "peftport.methods.base",

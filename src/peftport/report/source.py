@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 from peftport.errors import InputError
 from peftport.report.evidence import ABLATIONS, Evidence, tidy, visible
 from peftport.report.tables import RUN
+from peftport.study.database import parsing, whole
 from peftport.study.grid import Study
 from peftport.study.rates import Table
 from peftport.study.store import Store
@@ -46,16 +47,16 @@ def _evidence(store: Store) -> Evidence:
             "the store of a study that uses its rates"
         )
     cells = tidy(store.frame())
-    hosts = store.facts["hosts"]
+    hosts = _hosts(store)
     return Evidence(
         cells=cells,
         scores=_read_scores(store, cells),
         labels=store.labels(),
         name=visible(study.name),
-        sizes={visible(name): str(spec["shape"]) for name, spec in hosts.items()},
+        sizes={visible(name): host.shape for name, host in hosts.items()},
         floors={
-            visible(name): "host" if spec["decides_by"] == "word" else "constant"
-            for name, spec in hosts.items()
+            visible(name): "host" if host.decides_by == "word" else "constant"
+            for name, host in hosts.items()
         },
         facts=_facts(store, study),
         one_source=study.source.seed is not None,
@@ -65,11 +66,34 @@ def _evidence(store: Store) -> Evidence:
         guard=[(visible(name), f"{count:,}") for name, count in store.guard.items()],
         digest=visible(study.digest),
         volumes={
-            visible(name): float(sum(spec["layers"].values()) * spec["d_model"] ** 2)
-            for name, spec in hosts.items()
+            visible(name): float(sum(host.layers.values()) * host.d_model**2)
+            for name, host in hosts.items()
         },
         costs=_costs(rows, store.seconds()),
     )
+
+
+@dataclass(frozen=True)
+class _Host:
+    """What a store says of a host; ``layers``: a stack's name and number of layers."""
+
+    fingerprint: str
+    family: str
+    shape: str
+    decides_by: str
+    layers: Mapping[str, int]
+    d_model: int
+
+
+def _hosts(store: Store) -> dict[str, _Host]:
+    """Hosts by name. Raises InputError where the store's maker wrote something else there."""
+    found = {}
+    with parsing(store.folder):
+        for name, spec in store.facts["hosts"].items():
+            texts = (spec[key] for key in ("fingerprint", "family", "shape", "decides_by"))
+            layers = {str(stack): whole(count) for stack, count in spec["layers"].items()}
+            found[name] = _Host(*map(str, texts), layers, whole(spec["d_model"]))
+    return found
 
 
 def _costs(rows: pd.DataFrame, seconds: Mapping[str, float]) -> pd.DataFrame:
@@ -123,7 +147,7 @@ def _beside(
 
 
 def _fingerprints(store: Store) -> dict[str, str]:
-    return {name: str(spec["fingerprint"]) for name, spec in store.facts["hosts"].items()}
+    return {name: host.fingerprint for name, host in _hosts(store).items()}
 
 
 def _runs(rows: pd.DataFrame, more: Sequence[str] = ()) -> pd.DataFrame:
@@ -140,11 +164,12 @@ def _facts(store: Store, study: Study) -> list[tuple[str, str]]:
         for kind, counts in status["kinds"].items()
     )
     trainings = status["trainings"]
-    versions = environment.get("versions", {})
+    with parsing(store.folder):
+        versions = {**environment.get("versions", {})}
     data = study.data
     lines = [
         ("Study", f"{study.name}, grid {study.digest}"),
-        *((f"Host {name}", _host(spec)) for name, spec in facts["hosts"].items()),
+        *((f"Host {name}", _host(host)) for name, host in _hosts(store).items()),
         ("Host pairs", ", ".join(f"{source} → {target}" for source, target in study.pairs)),
         ("Methods", "; ".join(_method(name, given) for name, given in study.methods.items())),
         ("Data", f"trained further and tested on {data.target.ref}; source modules trained on "
@@ -173,9 +198,9 @@ def _facts(store: Store, study: Study) -> list[tuple[str, str]]:
     return [(visible(name), visible(" ".join(text.split()))) for name, text in lines]
 
 
-def _host(spec: Mapping[str, Any]) -> str:
-    layers = ", ".join(f"{count} {stack} layers" for stack, count in spec["layers"].items())
-    return f"{spec['family']}, {layers}, {spec['d_model']} wide, weights {spec['fingerprint'][:12]}"
+def _host(host: _Host) -> str:
+    layers = ", ".join(f"{count} {stack} layers" for stack, count in host.layers.items())
+    return f"{host.family}, {layers}, {host.d_model} wide, weights {host.fingerprint[:12]}"
 
 
 def _method(name: str, given: Mapping[str, Any]) -> str:

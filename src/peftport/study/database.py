@@ -72,9 +72,16 @@ def parsing(folder: Path) -> Iterator[None]:
 def whole_numbers(text: str) -> tuple[int, ...]:
     """A list of numbers as a line of a table keeps it. Raises ValueError when it is none."""
     numbers = json.loads(text)
-    if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+    if not isinstance(numbers, list):
         raise ValueError(f"{text[:40]!r} is no list of whole numbers")
-    return tuple(numbers)
+    return tuple(map(whole, numbers))
+
+
+def whole(number: object) -> int:
+    """A count that was read from JSON. Raises ValueError when it is none."""
+    if type(number) is not int or not 0 <= number < 2**31:
+        raise ValueError(f"{str(number)[:40]!r} is no whole number")
+    return number
 
 
 def read_plain(path: Path) -> bytes:
