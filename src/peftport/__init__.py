@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: torch's CPU tensors of 2 MiB and more then begin at a huge page's border: the heap does not break
-#: up under batches of unlike size (docs/banks.md). torch reads it when it is imported
+# torch then asks for huge pages for CPU tensors of 2 MiB and more, and batches of unlike size break
+# the heap up far less (docs/banks.md); torch reads it when it is imported
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _WHERE = {

@@ -1,7 +1,8 @@
 """Gives memory back that freed tensors leave behind.
 
 Packed batches differ in size from step to step, so freed blocks are seldom reused whole and a
-process would grow with every bank. glibc returns them when it is asked to.
+process would grow with every bank. glibc returns them when it is asked to. (What breaks the heap up
+least, torch's huge pages, must be chosen before torch is imported: ``peftport/__init__.py`` does.)
 """
 
 from __future__ import annotations
