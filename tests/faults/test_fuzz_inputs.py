@@ -11,7 +11,9 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peftport.data.datasets import load_dataset
-from peftport.errors import PeftportError
+from peftport.errors import InputError, PeftportError
+from peftport.report import terminal
+from peftport.report.build import build
+from peftport.report.source import read_evidence
 from peftport.study.grid import parse_study, read_study
 from peftport.study.store import Store
 from peftport.study.verify import verify
-from peftport.testing.contracts_store import GRID, failure, outcome, planned
+from peftport.testing.contracts_store import GRID, failure, key_of, outcome, planned
 
 many = settings(
     max_examples=int(os.environ.get("PEFTPORT_EXAMPLES", "40")),
@@ -206,39 +211,129 @@ def test_a_store_with_other_bytes(hostile: Any, store: Path, data: st.DataObject
             check_store(folder)
 
 
-@few
-@given(st.data())
-def test_a_store_with_other_values(hostile: Any, store: Path, data: st.DataObject) -> None:
-    """With digests that agree: whoever wrote it meant it."""
-    places = [
-        ("meta", "value", "name"), ("rows", "budgets", "id"), ("rows", "key", "id"),
-        ("rows", "init", "id"), ("scores", "classes", "rowid"), ("scores", "scores", "rowid"),
-        ("results", "module", "key"), ("results", "status", "key"), ("results", "error", "key"),
-        ("sentences", "label", "position"), ("trainings", "ingredients", "key"),
-    ]  # fmt: skip
+PLACES = [
+    ("meta", "value", "name"), ("rows", "budgets", "id"), ("rows", "key", "id"),
+    ("rows", "init", "id"), ("scores", "classes", "rowid"), ("scores", "scores", "rowid"),
+    ("results", "module", "key"), ("results", "status", "key"), ("results", "error", "key"),
+    ("sentences", "label", "position"), ("trainings", "ingredients", "key"),
+]  # fmt: skip
+
+
+@contextmanager
+def forged(store: Path) -> Iterator[tuple[Path, sqlite3.Connection]]:
+    """A copy of a store, to be changed: digests agree afterwards, whoever wrote it meant it."""
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "s"
         shutil.copytree(store, folder)
-        connection = sqlite3.connect(folder / "store.sqlite")
+        with closing(sqlite3.connect(folder / "store.sqlite")) as connection:
+            yield folder, connection
+
+
+def seal(connection: sqlite3.Connection) -> None:
+    connection.create_function("digest_of", 5, _score_digest)
+    connection.execute("UPDATE scores SET digest = digest_of(key, budget, classes, module, scores)")
+    connection.commit()
+
+
+def change_a_line(connection: sqlite3.Connection, data: st.DataObject) -> None:
+    """Another value in one line of a table."""
+    table, column, key = data.draw(st.sampled_from(PLACES))
+    lines = connection.execute(f"SELECT {key} FROM {table}").fetchall()
+    (which,) = data.draw(st.sampled_from(lines))
+    new = data.draw(
+        values.map(lambda v: json.dumps(v)) | st.integers(-2, 9) | st.binary(max_size=9)
+    )
+    with suppress(sqlite3.IntegrityError, UnicodeEncodeError):  # the tables are strict
+        connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (new, which))
+
+
+@few
+@given(st.data())
+def test_a_store_with_other_values(hostile: Any, store: Path, data: st.DataObject) -> None:
+    with forged(store) as (folder, connection):
         for _ in range(data.draw(st.integers(1, 3))):
-            table, column, key = data.draw(st.sampled_from(places))
-            lines = connection.execute(f"SELECT {key} FROM {table}").fetchall()
-            (which,) = data.draw(st.sampled_from(lines))
-            new = data.draw(
-                values.map(lambda v: json.dumps(v)) | st.integers(-2, 9) | st.binary(max_size=9)
-            )
-            try:
-                connection.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = ?", (new, which))
-            except (sqlite3.IntegrityError, UnicodeEncodeError):
-                continue  # the tables are strict
-        connection.create_function("digest_of", 5, _score_digest)
-        connection.execute(
-            "UPDATE scores SET digest = digest_of(key, budget, classes, module, scores)"
-        )
-        connection.commit()
-        connection.close()
+            change_a_line(connection, data)
+        seal(connection)
         with hostile.reading(folder):
             check_store(folder)
+
+
+HOST = {
+    "fingerprint": "1" * 64, "family": "bert", "shape": "base", "decides_by": "class",
+    "layers": {"encoder": 2}, "d_model": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study that can be reported: ported and its controls, two seeds, natives."""
+    made = planned(facts={"hosts": {"a": HOST, "b": HOST}, "numerics": 1})
+    first = made.rows[0][0]
+    runs = [
+        replace(first, seed=seed, init=init)
+        for seed in (0, 1)
+        for init in ("ported", "sampled", "scratch")
+    ]
+    runs += [
+        replace(first, kind="native", source="b", seed=seed, init="native", budgets=(10,))
+        for seed in (0, 1)
+    ]
+    keys = [key_of(number) for number in range(len(runs))]
+    made = replace(
+        made,
+        rows=tuple(zip(runs, keys, strict=True)),
+        ingredients={key: {"run": number} for number, key in enumerate(keys)},
+    )
+    folder = tmp_path_factory.mktemp("whole") / "s"
+    with Store.write(folder, made) as opened:
+        opened.commit(*map(outcome, range(len(runs))))
+    return folder
+
+
+def report(folder: Path) -> None:
+    terminal.text(build(read_evidence(folder)))
+
+
+def test_the_whole_store_is_reported(whole_store: Path) -> None:
+    report(whole_store)
+
+
+@few
+@given(st.data())
+def test_a_report_of_a_store_with_other_values(
+    hostile: Any, whole_store: Path, data: st.DataObject
+) -> None:
+    """Most are changed in one place of what the store says of its study, hosts and machine."""
+    with forged(whole_store) as (folder, connection):
+        for _ in range(data.draw(st.integers(1, 2))):
+            if data.draw(st.integers(0, 3)) == 0:
+                change_a_line(connection, data)
+                continue
+            name = data.draw(st.sampled_from(["study", "facts", "environment", "guard"]))
+            query = "SELECT value FROM meta WHERE name = ?"
+            value = json.loads(connection.execute(query, (name,)).fetchone()[0])
+            if isinstance(value, dict):  # it may have been replaced whole
+                new = json.dumps(changed(value, data))
+                connection.execute("UPDATE meta SET value = ? WHERE name = ?", (new, name))
+        seal(connection)
+        with hostile.reading(folder):
+            refused_or_read(lambda: report(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "new"),
+    [("layers", ["a"]), ("layers", {"encoder": "b"}), ("d_model", None), ("fingerprint", ...)],
+)
+def test_a_report_names_the_store_whose_hosts_are_none(
+    whole_store: Path, key: str, new: object
+) -> None:
+    with forged(whole_store) as (folder, connection):
+        host = {name: value for name, value in {**HOST, key: new}.items() if value is not ...}
+        facts = json.dumps({"hosts": {"a": host, "b": HOST}, "numerics": 1})
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'facts'", (facts,))
+        connection.commit()
+        with pytest.raises(InputError, match=f"store '{folder}' is damaged"):
+            report(folder)
 
 
 def _score_digest(*line: Any) -> str:

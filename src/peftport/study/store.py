@@ -174,7 +174,8 @@ class Store:
     @property
     def guard(self) -> dict[str, int]:
         """What the leak guard looked at and dropped."""
-        return self._mapping("guard")
+        with db.parsing(self.folder):
+            return {name: db.whole(count) for name, count in self._mapping("guard").items()}
 
     @property
     def notes(self) -> list[str]:
