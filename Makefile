@@ -53,7 +53,7 @@ audit: $(STAMP) ## bandit's rules over the package, advisories about the pinned 
 	@$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
 	  -r constraints.txt
 
-fuzz: $(STAMP) ## 10,000 hostile adapters, studies, datasets and stores, watched (minutes)
+fuzz: $(STAMP) ## 11,000 hostile adapters, studies, datasets and stores, watched (minutes)
 	@OMP_NUM_THREADS=1 PEFTPORT_EXAMPLES=400 $(PY) -m pytest -q tests/faults/test_fuzz_adapters.py \
 	  tests/faults/test_fuzz_inputs.py $(ARGS)
 

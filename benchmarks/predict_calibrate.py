@@ -152,6 +152,15 @@ def publish(points: Sequence[Point], folder: Path, shipped: Path) -> None:
             same = np.array([p.features["same_shape"] == 1 for p in points])
             lines.append(_line(variant, budget, "same shape", y[same], left[same]))
             lines.append(_line(variant, budget, "other shape", y[~same], left[~same]))
+            # descendants of one host resemble each other: all of them left out at once
+            family = np.array(["-drift-" in p.target for p in points])
+            if family.any() and not family.all():
+                others = [p for p, own in zip(points, family, strict=True) if not own]
+                model, at = fit(others, variant), budgets.index(budget)
+                said = [model.predict(p.method, p.features)[at].score for p in points]
+                which, said_of_drift = "drift, by the others", np.array(said)[family]
+                lines.append(_line(variant, budget, which, y[family], said_of_drift))
+                lines.append(_line(variant, budget, "not drift", y[~family], left[~family]))
     # what knowing nothing but method and shape would say
     for budget in budgets:
         y = np.array([p.recovery[budget] for p in points])

@@ -90,8 +90,8 @@ class Watch:
             self.outside.append(f"{event} {given[0]}")
         elif event in WRITES and (event != "open" or _for_writing(given)):
             for path in given[: WRITES[event]]:
-                if isinstance(path, int) or path is None:  # opened before, and seen then
-                    continue
+                if isinstance(path, int) or path in (None, ":memory:"):
+                    continue  # opened before, and seen then; or SQLite without a file
                 name = os.fsdecode(path).removeprefix("file:").partition("?")[0]  # SQLite's URIs
                 real = Path(os.path.realpath(name))
                 if not real.is_relative_to(self.folder):

@@ -86,7 +86,7 @@ def _scores(found: Predicted) -> str:
 
 
 def _sentences(found: Predicted, texts: bool) -> str:
-    from peftport.predicting import FEATURES
+    from peftport.predicting import FEATURES, shipped_calibration
 
     prepared, rests = found.prepared, found.calibration
     lines = [
@@ -111,5 +111,9 @@ def _sentences(found: Predicted, texts: bool) -> str:
             "nor interval, run peftport assess."
         )
     if not texts:
-        lines.append("With --texts it also compares answers (calibrated, that was no better).")
+        with_texts = shipped_calibration("texts").error[0]
+        lines.append(
+            f"With --texts it also compares answers: as it is, the interval is then ±{with_texts:.2f} "
+            f"and not ±{rests.error[0]:.2f} (after training it is no narrower)."
+        )
     return "\n".join(lines)
