@@ -3,6 +3,7 @@
     python benchmarks/port_quality.py run --rows out/port-quality.jsonl
     python benchmarks/port_quality.py table --rows out/port-quality.jsonl -o docs/results/port
 
+``choose`` does the same on the pairs, seeds and training sentences that settings are chosen on.
 Each cell (pair x method) trains the source modules, the native ones and scratch on the target,
 ports with every strategy, goes on for the budgets and measures on the same test sentences. A cell
 that is there already is not done again. ual-adapter, where it is compared with:
@@ -36,7 +37,7 @@ CONFIG = Path(__file__).with_name("port_quality.yaml")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("what", choices=["run", "table", "choose"])
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--rows", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--pairs", nargs="*", help="of the config's; default all")
@@ -48,11 +49,24 @@ def main() -> int:
         if args.what == "table":
             tables(config, read(args.rows), args.output)
         else:
+            config = choosing(config) if args.what == "choose" else config
             run(config, args.rows, args.pairs, args.methods)
     except PeftportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def choosing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of ``choose`` in the places of those that confirm."""
+    own = config["choose"]
+    return {
+        **config,
+        "confirm": {f"{p['source']}-{p['target']}": p for p in own["pairs"]},
+        "seeds": dict.fromkeys(config["seeds"], own["seeds"]),
+        "strategies": own["strategies"],
+        "data": {**config["data"], "choose": own["sentences"]},
+    }
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -60,6 +60,10 @@ class Data:
         self.source, self.target = part("source-train"), part("target-train")
         self.validation = part("validation", facts["validation"])
         self.test = part("test", facts["test"])
+        if "choose" in facts:  # sentences that no port sees and nothing is trained on
+            first, rest = texts, texts + facts["choose"]
+            self.test = self.target[first:rest]
+            self.target = self.target[:first] + self.target[rest:]
         self.unlabelled = [e.text for e in self.target[:texts]]
 
 

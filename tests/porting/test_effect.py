@@ -268,6 +268,10 @@ def test_auto_says_why(pair: Correspondence, taught: dict[str, Module]):
     assert chosen(source, target) == "embedding"
     assert chosen(source, target, texts=True) == "distil"
     assert chosen(source, target, replace(module, head={}), texts=True) == "effect"
+    config = methods.get("prefix")().default_config(source)
+    prefix = fresh_module(pair.source, config, 0)
+    assert chosen(source, target, prefix, texts=True) == "match"
+    assert chosen(source, other, prefix, texts=True) == "copy"
     foreign = replace(target, tokenizer="other")
     assert chosen(source, foreign) == "subspace"
     assert chosen(source, foreign, taught["bottleneck"]) == "pad"
