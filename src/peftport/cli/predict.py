@@ -113,7 +113,7 @@ def _sentences(found: Predicted, texts: bool) -> str:
     if not texts:
         known = shipped_calibration("texts").error[0]
         lines.append(
-            f"With --texts it also compares answers: as it is, the interval is then ±{known:.2f} and "
-            f"not ±{rests.error[0]:.2f} (after training it is no narrower)."
+            f"With --texts it also compares answers: as it is, the interval is then ±{known:.2f} "
+            f"and not ±{rests.error[0]:.2f} (after training it is no narrower)."
         )
     return "\n".join(lines)

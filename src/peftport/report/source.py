@@ -90,9 +90,14 @@ def _hosts(store: Store) -> dict[str, _Host]:
     found = {}
     with parsing(store.folder):
         for name, spec in store.facts["hosts"].items():
-            texts = (spec[key] for key in ("fingerprint", "family", "shape", "decides_by"))
-            layers = {str(stack): whole(count) for stack, count in spec["layers"].items()}
-            found[name] = _Host(*map(str, texts), layers, whole(spec["d_model"]))
+            found[name] = _Host(
+                fingerprint=str(spec["fingerprint"]),
+                family=str(spec["family"]),
+                shape=str(spec["shape"]),
+                decides_by=str(spec["decides_by"]),
+                layers={str(stack): whole(count) for stack, count in spec["layers"].items()},
+                d_model=whole(spec["d_model"]),
+            )
     return found
 
 
