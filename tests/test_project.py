@@ -63,6 +63,17 @@ def test_importing_the_package_or_its_command_line_imports_no_heavy_library() ->
     assert python(code) == "[]"
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "1"), ("0", "0")])
+def test_large_tensors_ask_for_huge_pages_unless_the_user_says_no(
+    given: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given)
+    code = "import os, peftport; print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+    assert python(code) == found
+
+
 def test_every_public_name_can_be_imported() -> None:
     import peftport
 

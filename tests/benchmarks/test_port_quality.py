@@ -7,11 +7,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+from peftport.data.datasets import load_dataset
+from peftport.data.splits import hash_unit
 from peftport.testing.pico import pico_bert
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "port_quality.py"
@@ -37,6 +40,12 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "target": {"budgets": [0, 2], "batch": 4},
         "scratch": {"rates": [1e-3, 1e-2], "head-rates": [1e-2], "seed": 100},
         "strategies": ["copy", "pad", "ridge", "effect", "distil"],
+        "choose": {
+            "pairs": [{"source": source, "target": target}],
+            "seeds": [5],
+            "sentences": 25,
+            "strategies": ["pad"],
+        },
     }
     (root / "config.yaml").write_text(yaml.safe_dump(config))
     run("run", "--config", root / "config.yaml", "--rows", root / "rows.jsonl")
@@ -73,3 +82,32 @@ def test_what_is_there_is_not_done_again(done: Path):
     before = (done / "rows.jsonl").read_bytes()
     assert run("run", "--config", done / "config.yaml", "--rows", done / "rows.jsonl") == ""
     assert (done / "rows.jsonl").read_bytes() == before
+
+
+def test_choosing_has_seeds_strategies_and_sentences_of_its_own(done: Path):
+    run("choose", "--config", done / "config.yaml", "--rows", done / "choose.jsonl")
+    rows = [json.loads(line) for line in (done / "choose.jsonl").read_text().splitlines()]
+    assert {r["seed"] for r in rows} == {5}
+    assert {"pad", "native", "scratch"} <= {r["init"] for r in rows}
+    assert not {"ridge", "effect", "distil"} & {r["init"] for r in rows}
+    ordered = in_order("target-train")
+    assert {r["labels"] for r in rows} == {"".join(str(e.label) for e in ordered[40:65])}
+
+
+def test_no_port_and_no_training_sees_the_sentences_that_choose(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from port_work import Data
+
+    facts = {"dataset": "rotten-tomatoes", "test": 40, "validation": 30}
+    plain, choosing = Data(facts, 40), Data({**facts, "choose": 25}, 40)
+    chosen = {e.text for e in choosing.test}
+    assert len(chosen) == 25 and not chosen & {e.text for e in plain.test}
+    for used in (choosing.target, choosing.source, choosing.validation):
+        assert not chosen & {e.text for e in used}
+    assert choosing.unlabelled == plain.unlabelled and not chosen & set(choosing.unlabelled)
+    assert len(choosing.target) == len(plain.target) - 25
+
+
+def in_order(part: str) -> list[Any]:
+    found = load_dataset("rotten-tomatoes").split(part)
+    return sorted(found, key=lambda e: (hash_unit(e.text), e.text))

@@ -71,6 +71,28 @@ def test_what_is_published_rests_on_hosts_left_out(calibrate: ModuleType, tmp_pa
     assert (tmp_path / "out" / "left_out.svg").stat().st_size > 1000
 
 
+def test_descendants_are_predicted_without_any_of_them(
+    calibrate: ModuleType, tmp_path: Path
+) -> None:
+    """The two families follow opposite rules: only who saw a sister knows the descendants'."""
+    rng = np.random.default_rng(0)
+    others = [("a", "b"), ("a", "c"), ("b", "c"), ("c", "b"), ("b", "d")]
+    points = []
+    for source, target in [*others, *(("a", f"a-drift-{n}") for n in range(3))]:
+        for number in range(8):
+            features = {name: float(rng.normal()) for name in FEATURES}
+            features["same_shape"] = float(number % 2)
+            sign = -1.0 if "drift" in target else 1.0
+            value = sign * features["kappa"]
+            points.append(Point(source, target, "lora", features, {0: value}))
+    calibrate.publish(points, tmp_path / "out", tmp_path / "calibration.json")
+    lines = (tmp_path / "out" / "left_out.md").read_text().splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    found = {c[2]: (int(c[3]), float(c[4])) for c in cells if c[:2] == ["texts", "0"]}
+    assert found["drift, by the others"][0] == 24 and found["drift, by the others"][1] < -0.8
+    assert found["not drift"][0] == 40 and found["not drift"][1] > 0.3
+
+
 def test_the_curve_is_ordered_by_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     drift = script("drift_curve")
     monkeypatch.setattr(drift, "distance", {"minilm-large-tuned": 0.6, "minilm-base": 0.02}.get)

@@ -327,10 +327,23 @@ def test_a_report_of_a_store_with_other_values(
 def test_a_report_names_the_store_whose_hosts_are_none(
     whole_store: Path, key: str, new: object
 ) -> None:
-    with forged(whole_store) as (folder, connection):
-        host = {name: value for name, value in {**HOST, key: new}.items() if value is not ...}
-        facts = json.dumps({"hosts": {"a": host, "b": HOST}, "numerics": 1})
-        connection.execute("UPDATE meta SET value = ? WHERE name = 'facts'", (facts,))
+    host = {name: value for name, value in {**HOST, key: new}.items() if value is not ...}
+    refuses(whole_store, "facts", {"hosts": {"a": host, "b": HOST}, "numerics": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "new"),
+    [("guard", {"test": {"a": 1}}), ("guard", {"test": "1"}), ("environment", {"versions": [1]})],
+)
+def test_a_report_names_the_store_whose_facts_are_none(
+    whole_store: Path, name: str, new: object
+) -> None:
+    refuses(whole_store, name, new)
+
+
+def refuses(store: Path, name: str, new: object) -> None:
+    with forged(store) as (folder, connection):
+        connection.execute("UPDATE meta SET value = ? WHERE name = ?", (json.dumps(new), name))
         connection.commit()
         with pytest.raises(InputError, match=f"store '{folder}' is damaged"):
             report(folder)
