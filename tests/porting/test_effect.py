@@ -42,9 +42,9 @@ def taught(pair: Correspondence) -> dict[str, Module]:
     rows = pico_reviews(320, 1)
     encoded = encode(pair.source.tokenizer, [text for text, _ in rows], Task())
     made = {}
-    for method, rate in (("lora", 1e-2), ("bottleneck", 2e-2)):
+    for method, rate in (("lora", 1e-2), ("bottleneck", 2e-2), ("prefix", 2e-2)):
         config = methods.get(method)().default_config(pair.source.spec)
-        if method != "lora":
+        if method == "bottleneck":
             config = replace(config, reduction=4)
         start = fresh_module(pair.source, config, 0)
         spec = TrainSpec(60, rate, 1e-2)
@@ -82,6 +82,17 @@ def test_a_body_adds_to_the_head(pair: Correspondence, taught: dict[str, Module]
     assert gap(pair, module, made) < gap(pair, module, silent)
     assert gap(pair, module, made) < gap(pair, module, ported(pair, module, "ridge"))
     assert gap(pair, module, made) < gap(pair, module, ported(pair, module, "pad"))
+
+
+def test_a_prefix_is_fitted_too(pair: Correspondence, taught: dict[str, Module]):
+    module = taught["prefix"]
+    made = ported(pair, module, "effect")
+    others = [gap(pair, module, ported(pair, module, name)) for name in ("ridge", "match", "pad")]
+    assert gap(pair, module, made) < min(others)
+    keys = ported(pair, module, "match").state
+    for site, own in made.state.items():
+        assert torch.equal(own["key"], keys[site]["key"])
+        assert not torch.equal(own["value"], keys[site]["value"])
 
 
 def test_steps_without_labels_come_nearer(pair: Correspondence, taught: dict[str, Module]):
@@ -270,7 +281,7 @@ def test_auto_says_why(pair: Correspondence, taught: dict[str, Module]):
     assert chosen(source, target, replace(module, head={}), texts=True) == "effect"
     config = methods.get("prefix")().default_config(source)
     prefix = fresh_module(pair.source, config, 0)
-    assert chosen(source, target, prefix, texts=True) == "match"
+    assert chosen(source, target, prefix, texts=True) == "distil"
     assert chosen(source, other, prefix, texts=True) == "copy"
     foreign = replace(target, tokenizer="other")
     assert chosen(source, foreign) == "subspace"

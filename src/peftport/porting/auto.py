@@ -30,12 +30,6 @@ def choose(source: HostSpec, target: HostSpec, module: Module, *, have_texts: bo
     alike = source.shape_digest == target.shape_digest
     if alike and source.tokenizer == target.tokenizer:
         return Choice("copy", "the hosts have one shape and one tokenizer: coordinates agree")
-    if have_texts and module.config.method == "prefix":
-        return Choice(
-            "match",
-            "the hosts differ in shape or tokenizer, unlabelled texts are given, and distil does "
-            "not suit prefixes",
-        )
     if have_texts:
         predicts = bool(module.head) or families.get(target.family).decides_by == "word"
         if predicts:

@@ -55,12 +55,17 @@ def reduced_rank(
     """
     maps = [(s, _project(train, s, rank, intercept)) for s in strengths]
     errors = [residual(held, _affine(train, *made, intercept)) for _, made in maps]
-    good = [i for i, error in enumerate(errors) if error <= SLACK * min(errors)]
-    best = max(good, key=lambda i: strengths[i])
+    best = gentlest(errors, strengths)
     both = train + held
     read, write = _project(both, strengths[best], rank, intercept)
     bias = _affine(both, read, write, intercept).bias
     return LowRank(read, write, bias, strengths[best], errors[best])
+
+
+def gentlest(errors: Sequence[float], strengths: Sequence[float]) -> int:
+    """Index of the largest strength whose error is near the least."""
+    good = [i for i, error in enumerate(errors) if error <= SLACK * min(errors)]
+    return max(good, key=lambda i: strengths[i])
 
 
 def _project(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -82,10 +83,12 @@ class Answer:
     Attributes:
         read: what its parameters read.
         write: the space that what they add ends up in.
+        through: whether the linear layer that is read lies between the two.
     """
 
     read: Space
     write: Space
+    through: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,17 @@ class Wanted:
         x: what it reads, [N, d_in].
         y: what it should add there, [N, d_out], float64.
         held: which points are held out to choose a strength, [N].
+        probed: what each further probe (:meth:`Carrier.probes`) changes in x, [N, d_in] each.
+        spec: of the host.
+        weight: of the linear layer between x and y, where there is one, [d_in, d_out], float64.
     """
 
     x: Tensor
     y: Tensor
     held: Tensor
+    probed: Sequence[Tensor] = ()
+    spec: HostSpec | None = None
+    weight: Tensor | None = None
 
     def moments(self, x: Tensor) -> tuple[Moments, Moments]:
         """Of (x, y) on the points to fit on, and on those that are held out."""
@@ -113,10 +122,12 @@ class Carrier(ABC):
     Attributes:
         name: of the method.
         rate: learning rate at which its modules are usually trained.
+        fit_from: strategy that carries what :meth:`fitted` leaves as it is.
     """
 
     name: ClassVar[str]
     rate: ClassVar[float] = 1e-3
+    fit_from: ClassVar[str] = "ridge"
 
     def answers(self, spec: HostSpec, config: Any) -> dict[str, Answer]:
         """Sites whose effect can be fitted in closed form, in the host's order, by name; the
@@ -135,6 +146,13 @@ class Carrier(ABC):
             wanted: points.
         """
         raise NotImplementedError(f"{self.name} has no sites to fit")
+
+    def probes(
+        self, spec: HostSpec, config: Any, tensors: Mapping[str, Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """Tensors of a site to watch its host with, one after the other: the first as long as it
+        is not fitted (without effect), more where a fit needs to know what they do."""
+        return [self.scaled(tensors, defaultdict[str, float](float))]
 
     def resize(self, config: Any, source: HostSpec, target: HostSpec) -> MethodConfig:
         """The config of the module on the target: the same inner size (rank, prefix length,

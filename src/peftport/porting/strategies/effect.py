@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -10,6 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from peftport.hosts.load import Host
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig, Module, State
 from peftport.porting.carriers.base import Answer, Carried, Wanted, cast_like
@@ -34,8 +34,9 @@ class Effect(Strategy):
     partner. At last the head is fitted by ridge to the logits of the source host + module.
 
     A bottleneck keeps the ridge port's down-projections; lora is fitted where it comes nearest to
-    the residual stream, and its other sites start without effect. A prefix stays as ridge carries
-    it. Labels are never seen.
+    the residual stream, and its other sites start without effect. A prefix keeps the keys that
+    ``match`` carries, and its values are fitted through the attention that they then get. Labels
+    are never seen.
 
     Source: reduced-rank regression, Izenman 1975; the maps as in ``ridge``.
     """
@@ -59,7 +60,7 @@ class Effect(Strategy):
         return Carried(dict(found.state), dict(found.head), dict(found.facts))
 
     def _carry(self, job: Job) -> Carried:
-        carried = Ridge().carry(job)
+        carried = strategies.get(job.carrier.fit_from)().carry(job)
         fits = _fit_sites(job, carried)
         carried.facts["fits"] = fits
         if job.module.head:
@@ -112,10 +113,14 @@ def _fit_sites(job: Job, carried: Carried) -> dict[str, dict[str, float]]:
     plain = recorder.rows("source", None, writes)
     changed = recorder.rows("source", source_module(job), writes)
     ours = recorder.rows("target", None, {pair.target for pair in pairs.values()})
-    silent = defaultdict[str, float](float)
     fixed: State = {**carried.state}
+    probes = {
+        site: carrier.probes(plan.target, plan.target_config, tensors)
+        for site, tensors in carried.state.items()
+        if "." in site
+    }
     state: State = {
-        site: carrier.scaled(tensors, silent) if "." in site else tensors
+        site: probes[site][0] if site in probes else tensors
         for site, tensors in carried.state.items()
     }
     facts: dict[str, dict[str, float]] = {}
@@ -129,7 +134,14 @@ def _fit_sites(job: Job, carried: Carried) -> dict[str, dict[str, float]]:
             moved = (changed[pair.source] - plain[pair.source]).double()
             moved = moved @ maps.write(pair).weight  # D W
             y = ours[pair.target].double() + moved - now[pair.target].double()
-            wanted = Wanted(now[answer.read], y, recorder.held(pair.source))
+            probed = []
+            for tensors in probes[site][1:]:
+                state[site] = tensors
+                rows = recorder.rows("target", current, [answer.read])[answer.read]
+                probed.append(rows - now[answer.read])
+            weight = _weight(hosts.target, answer.read.site) if answer.through else None
+            held = recorder.held(pair.source)
+            wanted = Wanted(now[answer.read], y, held, probed, plan.target, weight)
             state[site], facts[site] = carrier.fitted(plan.target_config, fixed, site, wanted)
     carried.state = {site: state[site] for site in carried.state}
     return facts
@@ -137,6 +149,13 @@ def _fit_sites(job: Job, carried: Carried) -> dict[str, dict[str, float]]:
 
 def _width(spec: HostSpec, space: Space) -> int:
     return spec.site(space.site).d_out
+
+
+def _weight(host: Host, site: str) -> Tensor:
+    """Of a linear layer, [d_in, d_out], float64."""
+    weight = host.family.submodule(host.model, host.spec, host.spec.site(site)).weight
+    weight = weight.detach().double()
+    return weight if host.family.transposed else weight.T
 
 
 def _partner(site: str, known: Mapping[str, Answer], ends: Mapping[str, Sequence[int]]) -> Answer:
