@@ -77,7 +77,12 @@ def test_it_is_the_ridge_solution():
     own = found.unflatten(1, (KV, D_KV)).transpose(0, 1).flatten()  # [kv, l, d_kv] in a row
     gradient = design.T @ (design @ own - y.flatten() / len(y) ** 0.5)
     damping = -(gradient @ own) / (own @ own)  # stationary: gradient + lambda V = 0
-    assert damping > 0
+    own_level = []
+    for g in range(KV):
+        heads = [h for h in range(HEADS) if h * KV // HEADS == g]
+        paid = attention.unflatten(1, (HEADS, LENGTH))[:, heads].square().sum() / len(y) / LENGTH
+        own_level.append(paid * weight[heads].square().sum(2).mean())
+    assert float(damping) == pytest.approx(0.1 * float(sum(own_level)) / KV, rel=1e-4)
     torch.testing.assert_close(gradient, -damping * own, atol=1e-5, rtol=1e-4)
 
 
