@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from peftport.porting.regression import gentlest
 
 #: conjugate gradients end at this relative error, or after so many rounds
 _PRECISION, _ROUNDS = 1e-6, 500
+#: (right side, lambda) -> V
+Near = Callable[[Tensor, float], Tensor]
 
 
 class _Values:
@@ -36,7 +38,7 @@ class _Values:
         own = torch.einsum("hpo,hko->hpk", split, self.weight)
         return own.unflatten(0, (kv_heads, self._share)).sum(1)
 
-    def near(self, gram: Tensor) -> tuple[Callable[[Tensor, float], Tensor], float]:
+    def near(self, gram: Tensor) -> tuple[Near, float]:
         """A system that is like the normal equations and easy to solve, and the mean of its
         diagonal: every head of values alone, the query heads that share it taken as independent.
 
@@ -46,9 +48,8 @@ class _Values:
         heads, (kv_heads, length, _) = len(self.weight), self.shape
         own = gram.reshape(heads, length, heads, length).diagonal(dim1=0, dim2=2).movedim(-1, 0)
         weight = torch.einsum("hko,hjo->hkj", self.weight, self.weight)
-        if self._share > 1:
-            own = own.unflatten(0, (kv_heads, self._share)).sum(1)  # [kv_heads, l, l]
-            weight = weight.unflatten(0, (kv_heads, self._share)).mean(1)  # [kv_heads, d_kv, d_kv]
+        own = own.unflatten(0, (kv_heads, self._share)).sum(1)  # [kv_heads, l, l]
+        weight = weight.unflatten(0, (kv_heads, self._share)).mean(1)  # [kv_heads, d_kv, d_kv]
         a, u = torch.linalg.eigh(own)
         b, q = torch.linalg.eigh(weight)
         level = float((a.mean(1) * b.mean(1)).mean())
@@ -59,13 +60,22 @@ class _Values:
 
         return solve, level
 
-    def solve(self, moments: Moments, strength: float, start: Tensor) -> Tensor:
-        """V that minimises |y - sum_hp a_hp V W_h|^2 + lambda |V|^2 per point."""
-        gram, cross = moments.xx / moments.n, moments.xy / moments.n
+    def solve(self, moments: Moments, strengths: Iterable[float]) -> Iterator[Tensor]:
+        """V that minimises |y - sum_hp a_hp V W_h|^2 + lambda |V|^2 per point, for one strength
+        after the other; each search starts where the one before ended."""
+        gram = moments.xx / moments.n
+        wanted = self.back(moments.xy / moments.n)
         near, level = self.near(gram)
-        damping = strength * level
-        if damping <= 0:  # nothing attends to the pairs
-            return torch.zeros(self.shape, dtype=torch.float64)
+        values = torch.zeros(self.shape, dtype=torch.float64)
+        for strength in strengths:
+            if level > 0:  # else nothing attends to the pairs
+                values = self._search(gram, wanted, near, strength * level, values)
+            yield values
+
+    def _search(
+        self, gram: Tensor, wanted: Tensor, near: Near, damping: float, start: Tensor
+    ) -> Tensor:
+        """Conjugate gradients on the normal equations, preconditioned by :meth:`near`."""
 
         def apply(flat: Any) -> Any:
             values = torch.as_tensor(flat).reshape(self.shape)
@@ -77,7 +87,7 @@ class _Values:
         size = (start.numel(), start.numel())
         found, _ = cg(
             LinearOperator(size, matvec=apply, dtype="float64"),
-            self.back(cross).flatten().numpy(),
+            wanted.flatten().numpy(),
             x0=start.flatten().numpy(),
             rtol=_PRECISION,
             maxiter=_ROUNDS,
@@ -112,11 +122,10 @@ def fit_values(
     problem = _Values(weight, kv_heads, train.x.shape[0] // weight.shape[0])
     ordered = sorted(strengths, reverse=True)
     nothing = train.y.new_zeros(train.y.shape)
-    errors = []
-    values = torch.zeros(problem.shape, dtype=torch.float64)
-    for strength in ordered:  # each starts from the one before
-        values = problem.solve(train, strength, values)
-        errors.append(residual(held, Affine(problem.out(values), nothing)))
+    errors = [
+        residual(held, Affine(problem.out(values), nothing))
+        for values in problem.solve(train, ordered)
+    ]
     best = gentlest(errors, ordered)
-    values = problem.solve(train + held, ordered[best], torch.zeros_like(values))
+    (values,) = problem.solve(train + held, [ordered[best]])
     return values.transpose(0, 1).flatten(1), ordered[best], errors[best]
