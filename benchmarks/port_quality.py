@@ -84,7 +84,6 @@ def run(
     """Do the cells that are missing, each to its end before its rows are written."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     done = {(row["pair"], row["method"]) for row in read(file)}
-    data = Data(config["data"], config["texts"])
     for name, given in config["confirm"].items():
         wanted = [
             m
@@ -93,7 +92,8 @@ def run(
         ]
         if not wanted or (pairs and name not in pairs):
             continue
-        pair = Pair({**config, **given.get("settings", {})}, given, data)
+        own = {**config, **given.get("settings", {})}
+        pair = Pair(own, given, Data(own["data"], own["texts"]))
         for method in wanted:
             rows = [{"pair": name, "method": method, **row} for row in cell(pair, method)]
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,10 @@ def cell(pair: Pair, method: str) -> list[dict[str, Any]]:
     sources, _ = timed(lambda: one.natives(pair.source))
     natives, _ = timed(lambda: one.natives(pair.target))
     steps, head_rate = pair.config["source"]["steps"], pair.config["source"]["head-rate"]
-    found = list(one.measured("native", natives, steps, (one.rate, head_rate), 0.0))
+    rates = (one.rate, head_rate)
+    found = list(one.measured("source", sources, steps, rates, 0.0, pair.source))
+    say(pair, method, "source", found)
+    found += list(one.measured("native", natives, steps, rates, 0.0))
     say(pair, method, "native", found)
     rates = one.scratch_rates(natives[0].config)
     fresh = [fresh_module(pair.target, natives[0].config, s) for s in one.seeds]

@@ -12,7 +12,9 @@ import numpy as np
 
 DRAWS = 4000
 #: (what, against what) of the differences that the claims need
-AGAINST = ("pad", "ual-adapter", "scratch", "ridge head alone", "effect head alone")
+AGAINST = ("pad", "ual-adapter", "scratch", "ridge head alone", "effect head alone", "source")
+#: measured once, after as many steps as a source module was trained for
+AS_TRAINED = ("native", "source")
 
 Key = tuple[str, str, str, int]  # pair, method, init, budget
 
@@ -85,7 +87,7 @@ def tables(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder:
         )
         native, native_draws = scores.accuracy((pair, method, "native", config["source"]["steps"]))
         for init in inits:
-            for budget in budgets if init != "native" else [config["source"]["steps"]]:
+            for budget in [config["source"]["steps"]] if init in AS_TRAINED else budgets:
                 key = (pair, method, init, budget)
                 if key not in scores.right:
                     continue
@@ -99,8 +101,9 @@ def tables(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder:
                        "port_seconds": seconds[(pair, method, init)]}  # fmt: skip
                 for other in AGAINST:
                     name = other.replace(" ", "_").replace("-", "_")
-                    rival = (pair, method, other, budget)
-                    if rival in scores.right and other != init and init != "native":
+                    when = config["source"]["steps"] if other in AS_TRAINED else budget
+                    rival = (pair, method, other, when)
+                    if rival in scores.right and init not in AS_TRAINED and other != init:
                         base, base_draws = scores.accuracy(rival)
                         low, high = interval(draws - base_draws)
                         row |= {f"vs_{name}": point - base, f"vs_{name}_low": low,
@@ -125,7 +128,7 @@ def _recovery(found: Sequence[Mapping[str, Any]], pair: str, budgets: Sequence[i
     """One pair: inits down, method x budget across; balanced accuracy and recovery."""
     own = [row for row in found if row["pair"] == pair]
     methods = list(dict.fromkeys(row["method"] for row in own))
-    inits = list(dict.fromkeys(row["init"] for row in own if row["init"] != "native"))
+    inits = list(dict.fromkeys(row["init"] for row in own if row["init"] not in AS_TRAINED))
     seeds = {row["method"]: row["seeds"] for row in own}
     lines = [f"## {pair}: {own[0]['hosts']}", ""]
     lines.append("Balanced accuracy after 0 / 10 / 30 labelled steps (recovery after 0 steps).")
@@ -141,10 +144,14 @@ def _recovery(found: Sequence[Mapping[str, Any]], pair: str, budgets: Sequence[i
             values = " / ".join(f"{at[b]['balanced_accuracy']:.3f}" for b in budgets)
             row.append(f"{values} ({at[0]['recovery']:.2f})")
         lines.append("| " + " | ".join(row) + " |")
-    native = [next((r for r in own if r["init"] == "native" and r["method"] == m), None)
-              for m in methods]  # fmt: skip
-    told = [f"{r['balanced_accuracy']:.3f}" if r else "–" for r in native]
-    lines.append("| *native, as long as the source* | " + " | ".join(told) + " |")
+    once = {(r["init"], r["method"]): r for r in own if r["init"] in AS_TRAINED}
+    for init, name in (
+        ("native", "native, as long as the source"),
+        ("source", "the source's own, on its host"),
+    ):
+        rows = [once.get((init, m)) for m in methods]
+        told = [f"{r['balanced_accuracy']:.3f} ({r['recovery']:.2f})" if r else "–" for r in rows]
+        lines.append(f"| *{name}* | " + " | ".join(told) + " |")
     return "\n".join([*lines, ""])
 
 
@@ -152,7 +159,7 @@ def _differences(found: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> 
     """Effect and distil against the baselines, with 95 % intervals."""
     lines = ["## Differences in balanced accuracy", ""]
     lines.append("95 % intervals by resampling seeds and test sentences; bold: zero is outside.")
-    heads = ["pad", "ual_adapter", "scratch", "ridge_head_alone", "effect_head_alone"]
+    heads = [other.replace(" ", "_").replace("-", "_") for other in AGAINST]
     lines += ["", "| pair | method | strategy | steps | " +
               " | ".join(f"− {h.replace('_', ' ')}" for h in heads) + " |"]  # fmt: skip
     lines.append("| --- | --- | --- | --- |" + " --- |" * len(heads))

@@ -209,11 +209,18 @@ class Cell:
             yield from self.measured(init, modules, budget, rates, seconds)
 
     def measured(
-        self, init: str, modules: Modules, budget: int, rates: tuple[float, float], seconds: float
+        self,
+        init: str,
+        modules: Modules,
+        budget: int,
+        rates: tuple[float, float],
+        seconds: float,
+        host: Host | None = None,
     ) -> Iterator[Row]:
-        pair = self.pair
-        truth = pair.encoded(pair.target, "test")[1]
-        for seed, scores in zip(self.seeds, pair.scores(pair.target, modules, "test"), strict=True):
+        """Rows of modules on the test sentences; their host is the target unless given."""
+        pair, where = self.pair, host or self.pair.target
+        truth = pair.encoded(where, "test")[1]
+        for seed, scores in zip(self.seeds, pair.scores(where, modules, "test"), strict=True):
             found = metrics(scores, truth)
             predicted = "".join(map(str, scores.argmax(1)))
             yield Row(

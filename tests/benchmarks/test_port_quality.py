@@ -58,7 +58,7 @@ def test_every_init_is_measured_at_every_budget(done: Path):
     inits = {"pad", "ridge", "effect", "distil", "scratch", "ridge head alone", "effect head alone"}
     found = {(r["init"], r["budget"], r["seed"]) for r in rows}
     assert found == {(i, b, s) for i in inits for b in (0, 2) for s in (0, 1)} | {
-        ("native", 3, s) for s in (0, 1)
+        (init, 3, s) for init in ("native", "source") for s in (0, 1)
     }
     assert all(len(r["predicted"]) == len(r["labels"]) == 40 for r in rows)
 
@@ -74,6 +74,8 @@ def test_the_table_says_what_the_rows_say(done: Path):
     gap = float(one["balanced_accuracy"]) - float(table["pad", 0]["balanced_accuracy"])
     assert float(one["vs_pad"]) == pytest.approx(gap, abs=2e-4)
     assert float(one["vs_pad_low"]) <= gap <= float(one["vs_pad_high"])
+    own = float(one["balanced_accuracy"]) - float(table["source", 3]["balanced_accuracy"])
+    assert float(one["vs_source"]) == pytest.approx(own, abs=2e-4)
     text = (done / "o" / "quality.md").read_text()
     assert "| effect |" in text and "native, 150" not in text
 
