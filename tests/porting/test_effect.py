@@ -11,16 +11,17 @@ import torch
 from peftport.data.tasks import Task, encode
 from peftport.errors import InputError, RunError
 from peftport.hosts.load import load_host
-from peftport.methods.base import Module, methods
+from peftport.methods.base import Module, method_of, methods
 from peftport.porting import Correspondence, apply_port, plan_port
 from peftport.porting.auto import choose
-from peftport.porting.carriers.base import Wanted, carrier_of
+from peftport.porting.carriers.base import Carried, Wanted, carrier_of
 from peftport.porting.distilling import Steps, distil, divergence
 from peftport.porting.maps import Moments
 from peftport.porting.recorded import Recorder, predictions
 from peftport.porting.regression import reduced_rank
 from peftport.porting.spaces import Space, is_held
-from peftport.porting.strategies.effect import stretch_ends
+from peftport.porting.strategies.base import Job
+from peftport.porting.strategies.effect import silent, stretch_ends
 from peftport.testing.contracts_strategy import some_module, some_texts
 from peftport.testing.pico import pico_bert, pico_llama, pico_reviews
 from peftport.train.evaluate import class_scores
@@ -101,13 +102,54 @@ def test_steps_without_labels_come_nearer(pair: Correspondence, taught: dict[str
     assert gap(pair, module, end) < gap(pair, module, start)
     told = end.notes["ported"]
     assert (told["steps"], told["batch"], told["rate"]) == (40, 16, 1e-3)
-    assert set(told["start"]) == {"effect"}
+    assert set(told["starts"]) == {"effect", "silent"}
+
+
+def test_the_nearest_of_all_starts_is_the_result(pair: Correspondence, taught: dict[str, Module]):
+    found = {}
+    for method in ("lora", "bottleneck", "prefix"):
+        made = ported(pair, taught[method], "distil", steps=30)
+        told = made.notes["ported"]
+        after = {name: own["after"] for name, own in told["starts"].items()}
+        assert after[told["start"]] == min(after.values())
+        held = is_held(torch.arange(len(pair.texts)))
+        wanted = predictions(pair, "source", taught[method])[held]
+        own = divergence(predictions(pair, "target", made)[held], wanted).mean()
+        assert float(own) == pytest.approx(min(after.values()), rel=1e-4)
+        found[method] = told["start"]
+    assert set(found.values()) == {"effect", "silent"}  # neither is best for all
+
+
+@pytest.mark.parametrize("method", ["lora", "bottleneck", "prefix"])
+def test_a_silent_start_does_nothing_but_can_learn(
+    pair: Correspondence, taught: dict[str, Module], method: str
+):
+    module = taught[method]
+    fitted = ported(pair, module, "effect")
+    plan = plan_port(pair.source.spec, pair.target.spec, module, strategy="effect")
+    carrier = carrier_of(method)
+    config, state = method_of(module.config).finish(pair.source.spec, module.config, module.state)
+    job = Job(replace(plan, config=config), module, state, carrier, pair)
+    made = silent(job, Carried(fitted.state, fitted.head, {"fits": {}, "other": 1}))
+    assert made.facts["other"] == 1 and "fits" not in made.facts
+    for site, own in made.state.items():
+        kept, gone = {"lora": "AB", "bottleneck": ("down", "up"), "prefix": ("key", "value")}[
+            method
+        ]
+        assert torch.equal(own[kept], fitted.state[site][kept]) and own[kept].abs().sum() > 0
+        assert not own[gone].any()
+    assert any(own[gone].any() for own in fitted.state.values())
+    assert not torch.equal(made.head["classifier.weight"], fitted.head["classifier.weight"])
+    without = replace(fitted, state=made.state)
+    assert gap(pair, module, replace(without, head=made.head)) < gap(pair, module, without)
 
 
 def test_a_near_host_starts_from_the_copy(pair: Correspondence, taught: dict[str, Module]):
     same = Correspondence(pair.source, pair.source, pair.texts)
     made = ported(same, taught["lora"], "distil", steps=1, rate=1e-6)
-    tried = made.notes["ported"]["start"]
+    told = made.notes["ported"]
+    tried = {name: own["before"] for name, own in told["starts"].items()}
+    assert told["start"] == "copy" and set(tried) == {"effect", "silent", "copy"}
     assert tried["copy"] < 1e-6 < tried["effect"]
     assert gap(same, taught["lora"], made) < 1e-2 * tried["effect"]
 

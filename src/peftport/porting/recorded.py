@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Literal
 
@@ -113,8 +113,13 @@ class Recorder:
         return later(couples, aligned.source.lengths[text], aligned.target.lengths[text])
 
 
-def predictions(hosts: Correspondence, side: Side, module: Module) -> Tensor:
-    """Class logits of a host with a module for every text, [texts, C], float32."""
+def predictions(
+    hosts: Correspondence, side: Side, module: Module, texts: Sequence[int] | None = None
+) -> Tensor:
+    """Class logits of a host with a module for every text, or for those of the given numbers,
+    [texts, C], float32."""
     host = hosts.source if side == "source" else hosts.target
     encoded = hosts.aligned.source if side == "source" else hosts.aligned.target
+    if texts is not None:
+        encoded = Encoded([encoded.ids[text] for text in texts])
     return torch.from_numpy(class_scores(host, module, encoded))

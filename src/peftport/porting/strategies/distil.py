@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import torch
+from torch import Tensor
 
 from peftport.errors import InputError
 from peftport.hosts.spec import HostSpec
-from peftport.methods.base import MethodConfig
+from peftport.methods.base import MethodConfig, Module
 from peftport.porting.carriers.base import Carried
 from peftport.porting.distilling import Steps, distil, divergence
 from peftport.porting.recorded import predictions
-from peftport.porting.spaces import is_held
+from peftport.porting.spaces import Correspondence, is_held
 from peftport.porting.strategies.base import Job, Strategy, need_hosts, same_width, strategies
 from peftport.porting.strategies.copy import Copy
-from peftport.porting.strategies.effect import Effect, source_module, target_module
+from peftport.porting.strategies.effect import (
+    Effect,
+    silent,
+    source_module,
+    target_module,
+)
 
 
 @strategies.register("distil")
 class Distil(Strategy):
-    """From the best closed form, N steps on unlabelled texts towards the predictions of the source
-    host + module.
+    """From several closed forms, N steps each on unlabelled texts towards the predictions of the
+    source host + module; the nearest of them is the result.
 
-    The start is ``effect``, which already carries the module's hidden states over through the maps,
-    or ``copy`` where the widths are equal: whichever predicts more like the source on the texts
-    that are held out of the fits. Then AdamW on T^2 KL between the class distributions of source
-    and target, T = 2, over body and head. Labels are never seen.
+    The starts are ``effect``, which already carries the module's hidden states over through the
+    maps; the same without effect under a head fitted to that; and ``copy`` where the widths are
+    equal. Then AdamW on T^2 KL between the class distributions of source and target, T = 2, over
+    body and head. Nearest is what diverges least on the texts that the closed forms' strengths are
+    chosen on. Labels are never seen.
 
     Source: Hinton et al. 2015, arXiv 1503.02531, section 2; for modules, Trans-LoRA, arXiv
     2405.17258.
@@ -57,25 +63,34 @@ class Distil(Strategy):
                     "classification head; use --strategy effect"
                 )
         wanted = predictions(hosts, "source", source_module(job))  # [texts, C]
-        start, tried = self._start(job, wanted)
         rate = float(job.options["rate"]) or job.carrier.rate
         how = Steps(int(job.options["steps"]), int(job.options["batch"]), rate)
-        (made,) = distil(
-            hosts.target, [target_module(job, start)], hosts.aligned.target, [wanted], how
-        )
-        facts = {**start.facts, "start": tried, "steps": how.steps, "batch": how.batch}
-        return Carried(made.state, made.head, {**facts, "rate": rate})
+        starts = _starts(job)
+        modules = [target_module(job, carried) for carried in starts.values()]
+        goals = [wanted] * len(modules)
+        made = distil(hosts.target, modules, hosts.aligned.target, goals, how)
+        tried = {
+            name: {"before": _distance(hosts, before, wanted), "after": _distance(hosts, m, wanted)}
+            for name, before, m in zip(starts, modules, made, strict=True)
+        }
+        best = min(tried, key=lambda name: tried[name]["after"])
+        chosen = dict(zip(starts, made, strict=True))[best]
+        told = {"start": best, "starts": tried, "steps": how.steps, "batch": how.batch}
+        facts = {**starts[best].facts, **told, "rate": rate}
+        return Carried(chosen.state, chosen.head, facts)
 
-    @staticmethod
-    def _start(job: Job, wanted: torch.Tensor) -> tuple[Carried, dict[str, float]]:
-        """The closed form with the smallest divergence on held-out texts, and that of each."""
-        candidates = {"effect": Effect().carry(job)}
-        if not same_width(job.plan.source, job.plan.target):
-            candidates["copy"] = Copy().carry(job)
-        hosts = need_hosts(job)
-        held = is_held(torch.arange(len(wanted)))
-        tried: dict[str, float] = {}
-        for name, carried in candidates.items():
-            own = predictions(hosts, "target", target_module(job, carried))
-            tried[name] = float(divergence(own[held], wanted[held]).mean())
-        return candidates[min(tried, key=tried.__getitem__)], tried
+
+def _starts(job: Job) -> dict[str, Carried]:
+    """Closed forms to start from, by name."""
+    fitted = Effect().carry(job)
+    found = {"effect": fitted, "silent": silent(job, fitted)}
+    if not same_width(job.plan.source, job.plan.target):
+        found["copy"] = Copy().carry(job)
+    return found
+
+
+def _distance(hosts: Correspondence, module: Module, wanted: Tensor) -> float:
+    """Divergence from the source's predictions on held-out texts."""
+    texts = [text for text in range(len(wanted)) if is_held(text)]
+    own = predictions(hosts, "target", module, texts)
+    return float(divergence(own, wanted[texts]).mean())

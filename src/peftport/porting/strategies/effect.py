@@ -95,6 +95,19 @@ def target_module(job: Job, carried: Carried) -> Module:
     )
 
 
+def silent(job: Job, carried: Carried) -> Carried:
+    """The same module as long as it does nothing, under a head fitted to that."""
+    plan, state = job.plan, {**carried.state}
+    for site, tensors in carried.state.items():
+        if "." in site:
+            state[site] = job.carrier.probes(plan.target, plan.target_config, tensors)[0]
+    facts = {name: fact for name, fact in carried.facts.items() if name != "fits"}
+    made = Carried(state, dict(carried.head), facts)
+    if job.module.head:
+        made.head, made.facts["head_fit"] = fit_head(job, made)
+    return made
+
+
 def _fit_sites(job: Job, carried: Carried) -> dict[str, dict[str, float]]:
     """Fit all sites in order; ``carried.state`` becomes the result."""
     plan, carrier, hosts = job.plan, job.carrier, need_hosts(job)
