@@ -124,6 +124,10 @@ def _round(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def _count(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds != 1)}"
+
+
 def _recovery(found: Sequence[Mapping[str, Any]], pair: str, budgets: Sequence[int]) -> str:
     """One pair: inits down, method x budget across; balanced accuracy and recovery."""
     own = [row for row in found if row["pair"] == pair]
@@ -132,7 +136,7 @@ def _recovery(found: Sequence[Mapping[str, Any]], pair: str, budgets: Sequence[i
     seeds = {row["method"]: row["seeds"] for row in own}
     lines = [f"## {pair}: {own[0]['hosts']}", ""]
     lines.append("Balanced accuracy after 0 / 10 / 30 labelled steps (recovery after 0 steps).")
-    lines += ["", "| init | " + " | ".join(f"{m} ({seeds[m]} seeds)" for m in methods) + " |"]
+    lines += ["", "| init | " + " | ".join(f"{m} ({_count(seeds[m])})" for m in methods) + " |"]
     lines.append("| --- |" + " --- |" * len(methods))
     for init in inits:
         row = [init]
