@@ -100,7 +100,7 @@ def tables(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder:
                        "recovery_low": low, "recovery_high": high,
                        "port_seconds": seconds[(pair, method, init)]}  # fmt: skip
                 for other in AGAINST:
-                    name = other.replace(" ", "_").replace("-", "_")
+                    name = _column(other)
                     when = config["source"]["steps"] if other in AS_TRAINED else budget
                     rival = (pair, method, other, when)
                     if rival in scores.right and init not in AS_TRAINED and other != init:
@@ -122,6 +122,10 @@ def tables(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder:
 
 def _round(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
+
+
+def _column(init: str) -> str:
+    return init.replace(" ", "_").replace("-", "_")
 
 
 def _count(seeds: int) -> str:
@@ -163,7 +167,7 @@ def _differences(found: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> 
     """Effect and distil against the baselines, with 95 % intervals."""
     lines = ["## Differences in balanced accuracy", ""]
     lines.append("95 % intervals by resampling seeds and test sentences; bold: zero is outside.")
-    heads = [other.replace(" ", "_").replace("-", "_") for other in AGAINST]
+    heads = [_column(other) for other in AGAINST]
     lines += ["", "| pair | method | strategy | steps | " +
               " | ".join(f"− {h.replace('_', ' ')}" for h in heads) + " |"]  # fmt: skip
     lines.append("| --- | --- | --- | --- |" + " --- |" * len(heads))

@@ -31,9 +31,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = yaml.safe_load(SCRIPT.with_suffix(".yaml").read_text())
     source = str(pico_bert(root / "a", 0))
     target = str(pico_bert(root / "b", 1, d_model=48, layers=3))
+    data = {"dataset": "rotten-tomatoes", "test": 45, "validation": 30}
+    own = {"data": {**data, "test": 40}}  # a pair's settings win over the others'
     config |= {
-        "confirm": {"pico": {"source": source, "target": target}},
-        "data": {"dataset": "rotten-tomatoes", "test": 40, "validation": 30},
+        "confirm": {"pico": {"source": source, "target": target, "settings": own}},
+        "data": data,
         "texts": 40,
         "seeds": {"lora": [0, 1]},
         "source": {"steps": 3, "batch": 4, "head-rate": 1e-2},

@@ -66,18 +66,21 @@ class Distil(Strategy):
         rate = float(job.options["rate"]) or job.carrier.rate
         how = Steps(int(job.options["steps"]), int(job.options["batch"]), rate)
         starts = _starts(job)
-        modules = [target_module(job, carried) for carried in starts.values()]
-        goals = [wanted] * len(modules)
-        made = distil(hosts.target, modules, hosts.aligned.target, goals, how)
+        begun = {name: target_module(job, carried) for name, carried in starts.items()}
+        goals = [wanted] * len(begun)
+        made = distil(hosts.target, list(begun.values()), hosts.aligned.target, goals, how)
+        ended = dict(zip(begun, made, strict=True))
         tried = {
-            name: {"before": _distance(hosts, before, wanted), "after": _distance(hosts, m, wanted)}
-            for name, before, m in zip(starts, modules, made, strict=True)
+            name: {
+                "before": _distance(hosts, begun[name], wanted),
+                "after": _distance(hosts, ended[name], wanted),
+            }
+            for name in starts
         }
         best = min(tried, key=lambda name: tried[name]["after"])
-        chosen = dict(zip(starts, made, strict=True))[best]
         told = {"start": best, "starts": tried, "steps": how.steps, "batch": how.batch}
         facts = {**starts[best].facts, **told, "rate": rate}
-        return Carried(chosen.state, chosen.head, facts)
+        return Carried(ended[best].state, ended[best].head, facts)
 
 
 def _starts(job: Job) -> dict[str, Carried]:
