@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ import yaml
 from port_table import tables
 from port_work import Cell, Data, Pair, labels, timed
 
-from peftport.errors import InputError, PeftportError
+from peftport.errors import InputError, PeftportError, UnknownName
 from peftport.train.reference import fresh_module
 
 CONFIG = Path(__file__).with_name("port_quality.yaml")
@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--pairs", nargs="*", help="of the config's; default all")
     parser.add_argument("--methods", nargs="*", help="default all")
+    parser.add_argument("--strategies", nargs="*", help="of the config's; default all")
     parser.add_argument("-o", "--output", type=Path, help="folder of the tables")
     args = parser.parse_args()
     config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
@@ -50,7 +51,10 @@ def main() -> int:
             tables(config, read(args.rows), args.output)
         else:
             config = choosing(config) if args.what == "choose" else config
-            run(config, args.rows, args.pairs, args.methods)
+            pairs = asked("pair", args.pairs, config["confirm"])
+            methods = asked("method", args.methods, config["seeds"])
+            config["strategies"] = asked("strategy", args.strategies, config["strategies"])
+            run(config, args.rows, pairs, methods)
     except PeftportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -64,9 +68,18 @@ def choosing(config: Mapping[str, Any]) -> dict[str, Any]:
         **config,
         "confirm": {f"{p['source']}-{p['target']}": p for p in own["pairs"]},
         "seeds": dict.fromkeys(config["seeds"], own["seeds"]),
-        "strategies": own["strategies"],
+        "strategies": [*own["strategies"], *own["starts"]],
         "data": {**config["data"], "choose": own["sentences"]},
     }
+
+
+def asked(kind: str, given: Sequence[str] | None, known: Iterable[str]) -> list[str]:
+    """What is asked for of the config's, in its order; default all."""
+    names = list(known)
+    for name in given or ():
+        if name not in names:
+            raise UnknownName(kind, name, names)
+    return [name for name in names if not given or name in given]
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -78,19 +91,17 @@ def read(file: Path) -> list[dict[str, Any]]:
 def run(
     config: Mapping[str, Any],
     file: Path,
-    pairs: Sequence[str] | None,
-    methods: Sequence[str] | None,
+    pairs: Sequence[str],
+    methods: Sequence[str],
 ) -> None:
     """Do the cells that are missing, each to its end before its rows are written."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     done = {(row["pair"], row["method"]) for row in read(file)}
-    for name, given in config["confirm"].items():
-        wanted = [
-            m
-            for m in given.get("methods", config["seeds"])
-            if (name, m) not in done and (not methods or m in methods)
-        ]
-        if not wanted or (pairs and name not in pairs):
+    for name in pairs:
+        given = config["confirm"][name]
+        measured = given.get("methods", methods)
+        wanted = [m for m in methods if m in measured and (name, m) not in done]
+        if not wanted:
             continue
         own = {**config, **given.get("settings", {})}
         pair = Pair(own, given, Data(own["data"], own["texts"]))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from peftport.cli.options import parse_settings
 from peftport.data.datasets import load_dataset
 from peftport.data.examples import Example
 from peftport.data.splits import hash_unit
@@ -175,9 +176,16 @@ class Cell:
             yield "ridge head alone", lambda: self.heads(sources, refit=False)
             yield "effect head alone", lambda: self.heads(sources, refit=True)
 
-    def ported(self, module: Module, strategy: str) -> Module:
-        pair = self.pair
-        plan = plan_port(pair.source.spec, pair.target.spec, module, strategy=strategy)
+    def ported(self, module: Module, given: str) -> Module:
+        """By a strategy and its settings, as ``distil start=silent``."""
+        pair, (strategy, *settings) = self.pair, given.split()
+        plan = plan_port(
+            pair.source.spec,
+            pair.target.spec,
+            module,
+            strategy=strategy,
+            options=parse_settings(settings),
+        )
         return apply_port(plan, module, hosts=pair.hosts)
 
     def heads(self, sources: Modules, *, refit: bool) -> Modules:

@@ -47,6 +47,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "seeds": [5],
             "sentences": 25,
             "strategies": ["pad"],
+            "starts": ["distil start=effect", "distil start=silent"],
         },
     }
     (root / "config.yaml").write_text(yaml.safe_dump(config))
@@ -56,7 +57,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_init_is_measured_at_every_budget(done: Path):
-    rows = [json.loads(line) for line in (done / "rows.jsonl").read_text().splitlines()]
+    rows = rows_of(done / "rows.jsonl")
     inits = {"pad", "ridge", "effect", "distil", "scratch", "ridge head alone", "effect head alone"}
     found = {(r["init"], r["budget"], r["seed"]) for r in rows}
     assert found == {(i, b, s) for i in inits for b in (0, 2) for s in (0, 1)} | {
@@ -66,7 +67,7 @@ def test_every_init_is_measured_at_every_budget(done: Path):
 
 
 def test_the_table_says_what_the_rows_say(done: Path):
-    rows = [json.loads(line) for line in (done / "rows.jsonl").read_text().splitlines()]
+    rows = rows_of(done / "rows.jsonl")
     with (done / "o" / "quality.csv").open() as file:
         table = {(r["init"], int(r["budget"])): r for r in csv.DictReader(file)}
     for (init, budget), row in table.items():
@@ -90,12 +91,30 @@ def test_what_is_there_is_not_done_again(done: Path):
 
 def test_choosing_has_seeds_strategies_and_sentences_of_its_own(done: Path):
     run("choose", "--config", done / "config.yaml", "--rows", done / "choose.jsonl")
-    rows = [json.loads(line) for line in (done / "choose.jsonl").read_text().splitlines()]
+    rows = rows_of(done / "choose.jsonl")
     assert {r["seed"] for r in rows} == {5}
-    assert {"pad", "native", "scratch"} <= {r["init"] for r in rows}
-    assert not {"ridge", "effect", "distil"} & {r["init"] for r in rows}
+    inits = {r["init"] for r in rows}
+    assert {"pad", "native", "scratch", "distil start=effect", "distil start=silent"} <= inits
+    assert not {"ridge", "effect", "distil"} & inits
     ordered = in_order("target-train")
     assert {r["labels"] for r in rows} == {"".join(str(e.label) for e in ordered[40:65])}
+
+
+def test_single_strategies_and_their_settings_can_be_asked_for(done: Path):
+    args = ["choose", "--config", done / "config.yaml", "--rows", done / "starts.jsonl"]
+    starts = ["distil start=silent", "distil start=effect"]
+    run(*args, "--strategies", *starts)
+    every, some = rows_of(done / "choose.jsonl"), rows_of(done / "starts.jsonl")
+    heads = {"ridge head alone", "effect head alone"}
+    assert {r["init"] for r in some} == {"source", "native", "scratch", *starts, *heads}
+    predicted = {(r["init"], r["budget"]): r["predicted"] for r in every}
+    assert {(r["init"], r["budget"]): r["predicted"] for r in some}.items() <= predicted.items()
+    found = subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, args), "--strategies", "distill"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: unknown strategy 'distill'; known: distil start=effect")
 
 
 def test_no_port_and_no_training_sees_the_sentences_that_choose(monkeypatch: pytest.MonkeyPatch):
@@ -110,6 +129,10 @@ def test_no_port_and_no_training_sees_the_sentences_that_choose(monkeypatch: pyt
         assert not chosen & {e.text for e in used}
     assert choosing.unlabelled == plain.unlabelled and not chosen & set(choosing.unlabelled)
     assert len(choosing.target) == len(plain.target) - 25
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def in_order(part: str) -> list[Any]:

@@ -21,7 +21,7 @@ from peftport.porting.recorded import Recorder, predictions
 from peftport.porting.regression import reduced_rank
 from peftport.porting.spaces import Space, is_held
 from peftport.porting.strategies.base import Job
-from peftport.porting.strategies.effect import silent, stretch_ends
+from peftport.porting.strategies.effect import Effect, silent, stretch_ends
 from peftport.testing.contracts_strategy import some_module, some_texts
 from peftport.testing.pico import pico_bert, pico_llama, pico_reviews
 from peftport.train.evaluate import class_scores
@@ -63,7 +63,7 @@ def gap(hosts: Correspondence, module: Module, ported: Module) -> float:
     return float(divergence(*scores).mean())
 
 
-def ported(hosts: Correspondence, module: Module, strategy: str, **options: float) -> Module:
+def ported(hosts: Correspondence, module: Module, strategy: str, **options: float | str) -> Module:
     plan = plan_port(
         hosts.source.spec, hosts.target.spec, module, strategy=strategy, options=options
     )
@@ -152,6 +152,25 @@ def test_a_near_host_starts_from_the_copy(pair: Correspondence, taught: dict[str
     assert told["start"] == "copy" and set(tried) == {"effect", "silent", "copy"}
     assert tried["copy"] < 1e-6 < tried["effect"]
     assert gap(same, taught["lora"], made) < 1e-2 * tried["effect"]
+
+
+def test_one_start_can_be_asked_for(pair: Correspondence, taught: dict[str, Module]):
+    module = taught["lora"]
+    every = ported(pair, module, "distil", steps=5).notes["ported"]["starts"]
+    for name in ("effect", "silent"):
+        told = ported(pair, module, "distil", steps=5, start=name).notes["ported"]
+        assert told["start"] == name and set(told["starts"]) == {name}
+        assert told["starts"][name]["before"] == every[name]["before"]
+        assert told["starts"][name]["after"] == pytest.approx(every[name]["after"], rel=1e-3)
+
+
+def test_a_copy_alone_is_the_start_without_any_fit(
+    pair: Correspondence, taught: dict[str, Module], monkeypatch: pytest.MonkeyPatch
+):
+    same = Correspondence(pair.source, pair.source, pair.texts)
+    monkeypatch.setattr(Effect, "carry", lambda *_: pytest.fail("fitted"))
+    told = ported(same, taught["lora"], "distil", steps=1, rate=1e-6, start="copy").notes["ported"]
+    assert set(told["starts"]) == {"copy"} and told["starts"]["copy"]["before"] < 1e-6
 
 
 def test_a_module_goes_home_unchanged(pair: Correspondence, taught: dict[str, Module]):

@@ -235,6 +235,38 @@ REFUSALS = {
         SOURCE, TARGET, module(SOURCE, LORA), {"options": {"directions": 4}}, UnknownName,
         r"unknown option of strategy 'pad' 'directions'; known: none",
     ),
+    "a count that is none": (
+        SOURCE, TARGET, module(SOURCE, LORA),
+        {"strategy": "distil", "options": {"steps": 0}}, InputError,
+        r"option 'steps' of strategy 'distil' must be a whole number >= 1, got 0",
+    ),
+    "a rate that is none": (
+        SOURCE, TARGET, module(SOURCE, LORA),
+        {"strategy": "distil", "options": {"rate": "fast"}}, InputError,
+        r"option 'rate' of strategy 'distil' must be a number >= 0, got 'fast'",
+    ),
+    "a rate below zero": (
+        SOURCE, TARGET, module(SOURCE, LORA),
+        {"strategy": "distil", "options": {"rate": -1}}, InputError,
+        r"option 'rate' of strategy 'distil' must be a number >= 0, got -1",
+    ),
+    "a rate without end": (
+        SOURCE, TARGET, module(SOURCE, LORA),
+        {"strategy": "distil", "options": {"rate": float("inf")}}, InputError,
+        r"option 'rate' of strategy 'distil' must be a number >= 0, got inf",
+    ),
+    "an unknown start": (
+        SOURCE, TARGET, module(SOURCE, LORA),
+        {"strategy": "distil", "options": {"start": ["ridge"]}}, InputError,
+        r"option 'start' of strategy 'distil' must be one of nearest, effect, silent, copy, got "
+        r"\['ridge'\]",
+    ),
+    "a copy as the start between unlike widths": (
+        SOURCE, TARGET, module(SOURCE, LORA),
+        {"strategy": "distil", "options": {"start": "copy"}, "have_texts": True}, InputError,
+        r"'distil' cannot start from a copy between hosts of unlike widths \(d_model 32 -> \d+.*"
+        r"\); use --set start=effect",
+    ),
     "compacter whose n does not divide": (
         SOURCE, bert(36, 2, fingerprint="a" * 64),
         module(SOURCE, CompacterConfig(reduction=4, n=8)), {}, InputError,

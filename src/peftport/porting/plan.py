@@ -15,7 +15,7 @@ from peftport.methods.base import SHARED, MethodConfig, Module, method_of
 from peftport.porting.carriers.base import carrier_of
 from peftport.porting.layers import LAYER_RULES, LayerMap, depth_map, layers_by
 from peftport.porting.rank import at_rank
-from peftport.porting.strategies.base import strategies
+from peftport.porting.strategies.base import Strategy, strategies
 from peftport.porting.table import render
 
 __all__ = ["LAYER_RULES", "Move", "PortPlan", "Shape", "depth_map", "plan_port"]
@@ -158,7 +158,7 @@ def plan_port(
             f"strategy '{strategy}' fits the size of what it carries already, which a norm "
             "match would undo; leave norm match out"
         )
-    chosen_options = _options(strategy, chosen.options, options or {})
+    chosen_options = _options(chosen, options or {})
     if module.fingerprint and module.fingerprint != source.fingerprint:
         raise HostMismatch(
             f"the module belongs to host {module.fingerprint[:12]} "
@@ -170,6 +170,7 @@ def plan_port(
     carrier = carrier_of(config.method)
     reranked = None if rank is None else at_rank(config, rank)
     chosen.check(source, target, config)
+    chosen.check_options(source, target, chosen_options)
     needs_texts = chosen.needs_texts or norm_match
     if needs_texts and have_texts is False:
         fits = chosen.needs_texts
@@ -239,18 +240,30 @@ def _at_rank(plan: PortPlan, config: MethodConfig) -> PortPlan:
     )
 
 
-def _options(strategy: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a strategy. Raises UnknownName, or InputError for a count below 1."""
+def _options(strategy: Strategy, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a strategy. Raises UnknownName, or InputError for a value of another kind."""
     for name, value in given.items():
-        if name not in known:
-            raise UnknownName(f"option of strategy '{strategy}'", name, known)
-        count = isinstance(known[name], int) and not isinstance(known[name], bool)
-        if count and (not isinstance(value, int) or value < 1):
+        if name not in strategy.options:
+            raise UnknownName(f"option of strategy '{strategy.name}'", name, strategy.options)
+        usual, fits, expected = strategy.options[name], True, ""
+        if name in strategy.choices:
+            fits = value in strategy.choices[name]
+            expected = f"one of {', '.join(strategy.choices[name])}"
+        elif _is_a(int, usual):
+            fits, expected = _is_a(int, value) and value >= 1, "a whole number >= 1"
+        elif _is_a(float, usual):
+            number = _is_a(int, value) or _is_a(float, value)
+            fits, expected = number and 0 <= value < math.inf, "a number >= 0"
+        if not fits:
             raise InputError(
-                f"option '{name}' of strategy '{strategy}' must be a whole number >= 1, got "
-                f"{value!r}"
+                f"option '{name}' of strategy '{strategy.name}' must be {expected}, got {value!r}"
             )
-    return {**known, **given}
+    return {**strategy.options, **given}
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """A bool is no int here."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check_families(source: HostSpec, target: HostSpec) -> None:

@@ -76,6 +76,7 @@ class Strategy(ABC):
             then has its size from the texts, which a norm match would undo, and source layers
             without a partner are taken over with the next one.
         options: what can be chosen, by name, with the values that are used otherwise.
+        choices: what an option may be that is a word, by its name.
     """
 
     name: ClassVar[str]
@@ -85,11 +86,17 @@ class Strategy(ABC):
     head: ClassVar[str]
     fits_effect: ClassVar[bool] = False
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    choices: ClassVar[Mapping[str, Sequence[str]]] = MappingProxyType({})
 
     @abstractmethod
     def check(self, source: HostSpec, target: HostSpec, config: MethodConfig) -> None:
         """Raises InputError, with the remedy, where the strategy cannot do this pair. Called
         before anything is computed."""
+
+    def check_options(  # noqa: B027 most options fit every pair
+        self, source: HostSpec, target: HostSpec, options: Mapping[str, Any]
+    ) -> None:
+        """Likewise, where an option does not fit the pair."""
 
     @abstractmethod
     def carry(self, job: Job) -> Carried:
@@ -144,7 +151,7 @@ def by_tensor(job: Job, change: Any) -> Carried:
     return Carried(state, head)
 
 
-def same_width(source: HostSpec, target: HostSpec) -> list[str]:
+def differing_widths(source: HostSpec, target: HostSpec) -> list[str]:
     """Widths in which two hosts differ, as ``d_model 384 -> 256``."""
     facts = [("d_model", source.d_model, target.d_model), ("heads", source.heads, target.heads)]
     facts.append(("d_kv", source.d_kv, target.d_kv))

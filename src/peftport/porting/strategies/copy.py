@@ -8,7 +8,7 @@ from peftport.errors import InputError
 from peftport.hosts.spec import HostSpec
 from peftport.methods.base import MethodConfig
 from peftport.porting.carriers.base import Carried
-from peftport.porting.strategies.base import Job, Strategy, by_tensor, same_width, strategies
+from peftport.porting.strategies.base import Job, Strategy, by_tensor, differing_widths, strategies
 
 
 @strategies.register("copy")
@@ -22,7 +22,7 @@ class Copy(Strategy):
     head = "copied"
 
     def check(self, source: HostSpec, target: HostSpec, config: MethodConfig) -> None:
-        differ = same_width(source, target)
+        differ = differing_widths(source, target)
         if differ:
             raise InputError(
                 f"strategy 'copy' needs hosts of equal widths, these differ in "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from peftport.porting.carriers.base import Carried
 from peftport.porting.distilling import Steps, distil, divergence
 from peftport.porting.recorded import predictions
 from peftport.porting.spaces import Correspondence, is_held
-from peftport.porting.strategies.base import Job, Strategy, need_hosts, same_width, strategies
+from peftport.porting.strategies.base import Job, Strategy, differing_widths, need_hosts, strategies
 from peftport.porting.strategies.copy import Copy
 from peftport.porting.strategies.effect import (
     Effect,
@@ -21,6 +23,9 @@ from peftport.porting.strategies.effect import (
     source_module,
     target_module,
 )
+
+#: option ``start``: train from every one and keep what ends nearest
+NEAREST = "nearest"
 
 
 @strategies.register("distil")
@@ -44,10 +49,19 @@ class Distil(Strategy):
     head = "fitted"
     fits_effect = True
     #: rate 0: the method's usual one
-    options = MappingProxyType({"steps": 100, "batch": 16, "rate": 0.0})
+    options = MappingProxyType({"steps": 100, "batch": 16, "rate": 0.0, "start": NEAREST})
+    choices = MappingProxyType({"start": (NEAREST, "effect", "silent", "copy")})
 
     def check(self, source: HostSpec, target: HostSpec, config: MethodConfig) -> None:
         """Any two hosts whose sites correspond, as for ``ridge``."""
+
+    def check_options(self, source: HostSpec, target: HostSpec, options: Mapping[str, Any]) -> None:
+        differing = differing_widths(source, target)
+        if options["start"] == "copy" and differing:
+            raise InputError(
+                "strategy 'distil' cannot start from a copy between hosts of unlike widths "
+                f"({', '.join(differing)}); use --set start=effect, or leave it out"
+            )
 
     def carry(self, job: Job) -> Carried:
         hosts = need_hosts(job)
@@ -84,12 +98,17 @@ class Distil(Strategy):
 
 
 def _starts(job: Job) -> dict[str, Carried]:
-    """Closed forms to start from, by name."""
-    fitted = Effect().carry(job)
-    found = {"effect": fitted, "silent": silent(job, fitted)}
-    if not same_width(job.plan.source, job.plan.target):
+    """Closed forms to start from, by name: all that there are, or the one that is asked for."""
+    asked = job.options["start"]
+    found: dict[str, Carried] = {}
+    if asked != "copy":
+        found["effect"] = fitted = Effect().carry(job)
+        if asked != "effect":
+            found["silent"] = silent(job, fitted)
+    near = not differing_widths(job.plan.source, job.plan.target)
+    if asked == "copy" or (asked == NEAREST and near):
         found["copy"] = Copy().carry(job)
-    return found
+    return found if asked == NEAREST else {asked: found[asked]}
 
 
 def _distance(hosts: Correspondence, module: Module, wanted: Tensor) -> float:
