@@ -89,12 +89,16 @@ def test_hosts_info_equals_the_loaded_host(
 
 
 def test_settings_are_read_as_yaml() -> None:
+    assert parse_settings(["rate=1e-3", "a=-1E5", "b=.5e2"]) == {"rate": 1e-3, "a": -1e5, "b": 50.0}
+    assert parse_settings(["a=1e", "b=e3", "c=1e3x"]) == {"a": "1e", "b": "e3", "c": "1e3x"}
     assert parse_settings(["r=4", "roles=[q, v]", "alpha=1.5", "hidden=null", "x=a=b"]) == {
         "r": 4, "roles": ["q", "v"], "alpha": 1.5, "hidden": None, "x": "a=b",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("pairs", [["r"], ["=4"], ["r=1", "r=2"], ["roles=[q"]])
+@pytest.mark.parametrize(
+    "pairs", [["r"], ["=4"], ["r=1", "r=2"], ["roles=[q"], ["a=[&x 1, *x]"], ["a={b: 1, b: 2}"]]
+)
 def test_settings_that_are_none(pairs: list[str]) -> None:
     with pytest.raises(InputError, match="--set"):
         parse_settings(pairs)

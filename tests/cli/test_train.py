@@ -121,6 +121,29 @@ def test_divergence_is_a_failed_run(
     assert not (tmp_path / "out").exists()
 
 
+def test_scores_that_are_none_are_a_failed_run(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last step was still finite, what it led to is not."""
+    assert train(place, tmp_path / "out", "lora", "--lr", "1e30", "--steps", "1") == 1
+    assert "its scores after 1 steps are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_and_a_prefix_must_have_places(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = tmp_path / "task.yaml"
+    for tokens, length, code in ((96, 1, 2), (97, 0, 2), (64, 33, 2), (64, 32, 0)):
+        task.write_text(f"max_tokens: {tokens}\n")
+        method = ["prefix", "--set", f"length={length}"] if length else ["lora"]
+        out = tmp_path / f"out{tokens}-{length}"
+        assert train(place, out, *method, "--task", str(task), "--steps", "1") == code
+        told = capsys.readouterr().err
+        assert ("96 tokens" in told and "max_tokens" in told) is (code == 2)
+        assert out.exists() is (code == 0)
+
+
 @pytest.mark.parametrize("host", ["bert", "t5"])
 def test_a_bfloat16_host_trains_a_float32_module(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str

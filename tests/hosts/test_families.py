@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from peftport.data.tasks import Task, encode
 from peftport.errors import InputError
 from peftport.hosts.families.base import Words
-from peftport.hosts.load import Host, inspect_host, label_words, load_host
+from peftport.hosts.load import (
+    Host,
+    check_length,
+    inspect_host,
+    label_words,
+    load_host,
+    longest_text,
+)
 from peftport.methods.attach import attach
 from peftport.testing import pico
 from peftport.testing.contracts_family import FamilyContract, drawn
@@ -189,6 +197,36 @@ def test_roberta_counts_on_from_a_past(tmp_path: Path) -> None:
     assert torch.equal(kwargs["position_ids"], theirs(ids, 0, 4))
     _, same = host.family.shift_positions(host.model, (), {"input_ids": ids}, 0)
     assert torch.equal(same["position_ids"], theirs(ids, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("make", "places"),
+    [
+        (pico.pico_bert, 96),
+        (pico.pico_roberta, 95),
+        (pico.pico_distilbert, 96),
+        (pico.pico_gpt2, 96),
+    ],
+)
+def test_the_longest_text_is_the_longest(
+    tmp_path: Path, make: Callable[[Path], Path], places: int
+) -> None:
+    host = load_host(str(make(tmp_path)))
+    assert host.longest == longest_text(str(tmp_path)) == places
+    for tokens in (places, places + 1):
+        ids = torch.full((1, tokens), 5)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if tokens == places:
+            host.model(**inputs)
+        else:
+            with pytest.raises((IndexError, RuntimeError)):
+                host.model(**inputs)
+            with pytest.raises(InputError, match=f"at most {places} tokens, the task asks"):
+                check_length(host.ref, host.longest, tokens)
+
+
+def test_relative_positions_have_no_end(tmp_path: Path) -> None:
+    assert load_host(str(pico.pico_t5(tmp_path))).longest is None
 
 
 def test_a_pooler_that_the_classifier_does_not_read_is_no_part_of_the_host(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from peftport.errors import HostMismatch, InputError
 from peftport.hosts.load import Host, load_host
 from peftport.methods.attach import attach, frozen, trainable
-from peftport.methods.base import Module, config_from_json, method_of, methods
+from peftport.methods.base import Module, check_config, config_from_json, method_of, methods
 from peftport.methods.compacter import kronecker_sum
+from peftport.methods.lora import LoraConfig
 from peftport.methods.prefix import PrefixConfig
 from peftport.testing.pico import pico_bert, pico_t5
 
@@ -228,11 +230,37 @@ def test_fresh_modules_start_small(host: Host, method: str) -> None:
         ({"method": "lora", "rank": 4}, "unknown key 'lora.rank'; known: r, alpha"),
         ({"method": "lorra"}, "unknown method 'lorra'; did you mean 'lora'"),
         ({"r": 4}, "needs the key 'method'"),
+        ({"method": "lora", "r": True}, "lora.r must be a whole number below 2.31, got True"),
+        ({"method": "lora", "r": 2**31}, "lora.r must be a whole number below 2.31, got 21474836"),
+        ({"method": "lora", "r": 8.0}, "lora.r must be a whole number"),
+        ({"method": "lora", "alpha": "1"}, "lora.alpha must be a finite number, got '1'"),
+        ({"method": "lora", "alpha": math.inf}, "lora.alpha must be a finite number, got inf"),
+        ({"method": "lora", "alpha": math.nan}, "lora.alpha must be a finite number, got nan"),
+        ({"method": "lora", "roles": "qv"}, r"lora.roles must be a list of words, as \[a, b\]"),
+        ({"method": "lora", "roles": [1]}, "lora.roles must be a list of words"),
+        ({"method": "lora", "roles": 3}, "lora.roles must be a list of words"),
+        ({"method": "lora", "roles": []}, "lora.roles must be some of"),
+        ({"method": "lora", "blocks": ["attn"]}, "lora.blocks must be some of .*'self_attn'"),
+        ({"method": "prefix", "stacks": ["x"]}, "prefix.stacks must be some of"),
+        ({"method": "prefix", "blocks": ["ff"]}, "prefix.blocks must be some of"),
+        ({"method": "prefix", "hidden": "8"}, "prefix.hidden must be a whole number or null"),
+        ({"method": "prefix", "positions": None}, "prefix.positions must be a word, got None"),
+        ({"method": "bottleneck", "norm_first": 1}, "bottleneck.norm_first must be true or false"),
+        ({"method": "bottleneck", "reduction": []}, "bottleneck.reduction must be a finite"),
     ],
 )
 def test_configs_refuse_nonsense(facts: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         config_from_json(facts)
+
+
+def test_a_module_must_act_somewhere_and_not_outgrow_its_host(host: Host) -> None:
+    for name, given in METHODS.items():
+        check_config(host.spec, config_from_json({"method": name, **given}))
+    with pytest.raises(InputError, match=r"lora \(r 8, .*\['up'\].* has no site on a '\w+' host"):
+        check_config(host.spec, LoraConfig(blocks=("cross_attn",), roles=("up",)))
+    with pytest.raises(InputError, match=r"would train [\d,]+ parameters .* smaller size"):
+        check_config(host.spec, LoraConfig(r=2**31 - 1))
 
 
 def test_compacter_needs_divisible_widths(host: Host) -> None:

@@ -284,6 +284,12 @@ def test_a_rate_that_diverges_is_told(pair: Correspondence, taught: dict[str, Mo
         ported(pair, taught["lora"], "distil", rate=1e30, steps=9)
 
 
+def test_a_batch_is_no_larger_than_the_texts(pair: Correspondence, taught: dict[str, Module]):
+    ported(pair, taught["lora"], "distil", steps=1, batch=240, start="silent")
+    with pytest.raises(InputError, match="given batches of 241 and 240 texts; give more texts"):
+        ported(pair, taught["lora"], "distil", steps=1, batch=241)
+
+
 def test_recording_stops_where_nothing_more_is_wanted(pair: Correspondence):
     ran: list[int] = []
     layers = pair.target.model.base_model.encoder.layer

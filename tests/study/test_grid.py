@@ -152,6 +152,7 @@ def test_word_hosts_have_no_head_and_a_measured_floor() -> None:
         ("settings: [same, other]", "settings: [else]", "data.settings must be one of same, other"),
         (", other: {ref: more.csv, text: body}", "", "data.other must be a dataset"),
         ("lr: 0.003", "lr: fast", "scratch.lr must be a number > 0, got 'fast'"),
+        ("lr: 0.003", "lr: '1e-3'", "scratch.lr must be a number > 0, got '1e-3'"),
         ("lr: 0.003", "lr: -1", "scratch.lr must be a number > 0"),
         ("lr: 0.003", "lr: .nan", "scratch.lr must be a number > 0"),
         ("provenance: by hand", "", "the key 'rates.provenance' is missing"),

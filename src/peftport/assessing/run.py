@@ -24,7 +24,7 @@ from peftport.data.tasks import Task
 from peftport.errors import InputError
 from peftport.formats.files import check_place, new_folder
 from peftport.hosts.families.base import families
-from peftport.hosts.load import Host, load_host
+from peftport.hosts.load import Host, check_length, load_host
 from peftport.methods.base import Module
 from peftport.port_folder import Prepared, both_hosts, carried, prepare, with_notes
 from peftport.port_folder.prepare import AUTO
@@ -206,12 +206,8 @@ def target_host(prepared: Prepared, data: UserData) -> Host:
         head=prepared.module.notes.get("head") or "pooler",
         verbalisers=prepared.task.verbalisers if data.classes else None,
     )
-    longest = getattr(host.model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and prepared.task.max_tokens > longest:
-        raise InputError(
-            f"host '{prepared.target.name}' reads at most {longest} tokens, the task asks for "
-            f"{prepared.task.max_tokens}; give --max-tokens {longest} or less"
-        )
+    shift = prepared.module.config.shift
+    check_length(prepared.target.name, host.longest, prepared.task.max_tokens, shift)
     return host if data.classes else as_language_model(host)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import yaml
 
 from peftport.errors import InputError
+from peftport.plain_yaml import parse_yaml, read_yaml
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -83,20 +83,15 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if key in settings:
             raise InputError(f"--set gives '{key}' twice")
         try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            settings[key] = parse_yaml(value, key)
+        except InputError:
             raise InputError(f"--set {key}: '{value}' is not a YAML value") from None
     return settings
 
 
 def read_mapping(path: Path, what: str) -> Mapping[str, Any]:
     """A YAML or JSON file that holds a mapping. Raises InputError."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {what} '{path}': {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError):
-        raise InputError(f"{what} '{path}' is not a YAML file") from None
+    data = read_yaml(path, what)
     if not isinstance(data, dict):
         raise InputError(f"{what} '{path}' must hold a mapping, got {type(data).__name__}")
     return data

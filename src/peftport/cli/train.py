@@ -99,8 +99,8 @@ def train(
     task = _task(facts, dataset)
 
     from peftport.cli.training import run_training
-    from peftport.hosts.load import inspect_host, load_host
-    from peftport.study.materials import check_dtype
+    from peftport.hosts.load import check_length, inspect_host, load_host
+    from peftport.study.materials import check_dtype, config_of
 
     check_dtype(host, inspect_host(host), weights)
     if where.type != "cpu":
@@ -113,8 +113,8 @@ def train(
         device=where,
         verbalisers=task.verbalisers,
     )
-    config = kind.default_config(loaded.spec)
-    config = type(config).from_json({**config.to_json(), **given})
+    config = config_of(method, given, loaded.spec)
+    check_length(host, loaded.longest, task.max_tokens, config.shift)
     result = run_training(loaded, config, dataset, task, spec, quiet=quiet)
     result.save(output)
     if as_json:

@@ -100,6 +100,11 @@ def run_training(
         [scores] = bank_scores(host, [module], encoded)
     else:
         scores = class_scores(host, module, encoded)
+    if not np.isfinite(scores).all():
+        raise RunError(
+            f"{config.method} on '{host.ref}' diverged: its scores after {spec.steps} steps are "
+            "not finite; lower the rate"
+        )
     facts = {
         "peftport": __version__,
         "method": module.config.to_json(),

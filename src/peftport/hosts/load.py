@@ -65,6 +65,42 @@ class Host:
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest text that it can read; None: any length."""
+        return self.family.longest(self.model.config)
+
+
+def check_length(ref: str, longest: int | None, tokens: int, shift: int = 0) -> None:
+    """Whether a host has a place for every token.
+
+    Args:
+        ref: its name.
+        longest: tokens of the longest text that it can read; None: any length.
+        tokens: of the longest text that a task asks for.
+        shift: how much later a module lets texts begin.
+
+    Raises:
+        InputError: it has not.
+    """
+    if longest is None or tokens + shift <= longest:
+        return
+    if shift:
+        raise InputError(
+            f"host '{ref}' has places for {longest} tokens, a prefix of {shift} before texts of up "
+            f"to {tokens} needs {tokens + shift}; give a shorter prefix, or a smaller max_tokens"
+        )
+    raise InputError(
+        f"host '{ref}' reads at most {longest} tokens, the task asks for {tokens}; "
+        f"give {longest} or less as max_tokens (--max-tokens)"
+    )
+
+
+def longest_text(ref: str) -> int | None:
+    """Tokens of the longest text that a host can read, from its config; None: any length."""
+    config = read_config(locate_host(ref).path)
+    return family_of(config.model_type).longest(config)
+
 
 def locate_host(ref: str) -> Snapshot:
     """Folder of a host by packaged name, path or Hub id."""

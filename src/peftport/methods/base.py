@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,16 @@ class MethodConfig:
     method: ClassVar[str]
 
     def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            if hint in _KINDS:
+                fits, expected = _KINDS[hint]
+                self.require(fits(getattr(self, name)), name, expected)
         self.check()
+
+    @property
+    def shift(self) -> int:
+        """How many positions later the host's tokens stand."""
+        return 0
 
     def check(self) -> None:
         """Raises InputError: ``prefix.length must be >= 1, got 0``."""
@@ -42,6 +52,11 @@ class MethodConfig:
             raise InputError(
                 f"{self.method}.{name} must be {expected}, got {getattr(self, name)!r}"
             )
+
+    def require_some(self, name: str, known: Sequence[str]) -> None:
+        """One or more of these words."""
+        given = getattr(self, name)
+        self.require(bool(given) and set(given) <= set(known), name, f"some of {tuple(known)}")
 
     def to_json(self) -> dict[str, Any]:
         return {"method": self.method, **json.loads(json.dumps(asdict(self)))}
@@ -55,6 +70,39 @@ class MethodConfig:
             if key not in known:
                 raise InputError(f"unknown key '{cls.method}.{key}'; known: {', '.join(known)}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def _hints(config: type[MethodConfig]) -> dict[str, Any]:
+    """Types of a config's fields by name."""
+    hints = get_type_hints(config)
+    return {f.name: hints[f.name] for f in fields(config)}
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
+
+
+def _number(value: object) -> bool:
+    """False for NaN and infinity too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def _words(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(word, str) for word in value)
+
+
+#: what the values of a field of this type must be, and in words
+_KINDS: dict[Any, tuple[Callable[[object], bool], str]] = {
+    int: (_whole, "a whole number below 2^31"),
+    int | None: (
+        lambda value: value is None or _whole(value),
+        "a whole number or null",
+    ),
+    float: (_number, "a finite number"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    str: (lambda value: isinstance(value, str), "a word"),
+    tuple[str, ...]: (_words, "a list of words, as [a, b]"),
+}
 
 
 @dataclass(frozen=True)
@@ -146,6 +194,30 @@ class Method(ABC):
         with torch.device("meta"):  # a config that lies about its size must not cost memory
             state = self.init(spec, config, torch.Generator().manual_seed(0))
         return {s: {n: tuple(t.shape) for n, t in ts.items()} for s, ts in state.items()}
+
+
+#: a module with so many times the weights that it is attached to is a slip
+_MOST = 10
+
+
+def check_config(spec: HostSpec, config: MethodConfig) -> None:
+    """Raises InputError where a fresh module would have no site on a host, or not fit on it."""
+    method = method_of(config)
+    facts = {key: value for key, value in config.to_json().items() if key != "method"}
+    told = ", ".join(f"{key} {value}" for key, value in facts.items())
+    if not method.sites(spec, config):
+        raise InputError(
+            f"{config.method} ({told}) has no site on a '{spec.family}' host, whose sites are "
+            f"{', '.join(sorted({f'{s.block}.{s.role}' for s in spec.sites}))}"
+        )
+    shapes = method.shapes(spec, config)
+    size = sum(math.prod(shape) for own in shapes.values() for shape in own.values())
+    weights = sum(site.d_in * site.d_out for site in spec.sites)
+    if size > _MOST * weights:
+        raise InputError(
+            f"{config.method} ({told}) would train {size:,} parameters on a host whose linear "
+            f"layers have {weights:,}; give it a smaller size"
+        )
 
 
 methods: Registry[type[Method]] = Registry("method", "peftport.methods")

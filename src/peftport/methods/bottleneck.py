@@ -51,9 +51,7 @@ class BottleneckConfig(MethodConfig):
     def check(self) -> None:
         self.require(self.reduction > 0, "reduction", "> 0")
         self.require(self.activation in ACTIVATIONS, "activation", f"one of {sorted(ACTIVATIONS)}")
-        known = {"self_attn", "cross_attn", "ff"}
-        ok = bool(self.blocks) and set(self.blocks) <= known
-        self.require(ok, "blocks", f"some of {sorted(known)}")
+        self.require_some("blocks", ("self_attn", "cross_attn", "ff"))
 
     def width(self, d_model: int) -> int:
         """Bottleneck width b, as AdapterHub rounds it."""

@@ -34,7 +34,7 @@ class CompacterConfig(BottleneckConfig):
 
     def check(self) -> None:
         super().check()
-        self.require(isinstance(self.n, int) and self.n >= 1, "n", ">= 1")
+        self.require(self.n >= 1, "n", ">= 1")
 
 
 @methods.register("compacter")

@@ -23,6 +23,7 @@ from peftport.methods.bank import BankLayer
 from peftport.methods.base import Method, MethodConfig, State, methods
 
 _ROLES = ("q", "k", "v", "o", "up", "gate", "down")
+_BLOCKS = ("self_attn", "cross_attn", "ff")
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,13 @@ class LoraConfig(MethodConfig):
     r: int = 8
     alpha: float = 16.0
     roles: tuple[str, ...] = ("q", "v")
-    blocks: tuple[str, ...] = ("self_attn", "cross_attn", "ff")
+    blocks: tuple[str, ...] = _BLOCKS
 
     def check(self) -> None:
-        self.require(isinstance(self.r, int) and self.r >= 1, "r", ">= 1")
+        self.require(self.r >= 1, "r", ">= 1")
         self.require(self.alpha > 0, "alpha", "> 0")
-        self.require(
-            bool(self.roles) and set(self.roles) <= set(_ROLES), "roles", f"some of {_ROLES}"
-        )
-        self.require(bool(self.blocks), "blocks", "at least one block")
+        self.require_some("roles", _ROLES)
+        self.require_some("blocks", _BLOCKS)
 
     @property
     def scale(self) -> float:

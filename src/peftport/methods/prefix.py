@@ -49,11 +49,17 @@ class PrefixConfig(MethodConfig):
     init_std: float = 0.1
 
     def check(self) -> None:
-        self.require(isinstance(self.length, int) and self.length >= 1, "length", ">= 1")
+        self.require(self.length >= 1, "length", ">= 1")
         known = ("none", "past", "shifted")
         self.require(self.positions in known, "positions", f"one of {known}")
         self.require(self.hidden is None or self.hidden >= 1, "hidden", ">= 1 or null")
         self.require(self.init_std > 0, "init_std", "> 0")
+        self.require_some("stacks", ("encoder", "decoder"))
+        self.require_some("blocks", ("self_attn", "cross_attn"))
+
+    @property
+    def shift(self) -> int:
+        return self.length if self.positions == "past" else 0
 
 
 @methods.register("prefix")
@@ -138,8 +144,8 @@ class Prefix(Method):
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             live.clear()
             live.update(self.pairs(spec, config, state))
-            if config.positions == "past":
-                return family.shift_positions(model, args, kwargs, config.length)
+            if config.shift:
+                return family.shift_positions(model, args, kwargs, config.shift)
             return args, kwargs
 
         base = family.body(model)
@@ -179,7 +185,7 @@ class PrefixBank(BankLayer):
         self._make = lambda: method.pairs(spec, config, state)
         self._live: State = {}
         self._sites = {site.name for site in method.sites(spec, config)}
-        self.shift = config.length if config.positions == "past" else 0
+        self.shift = config.shift
 
     def acts_on(self, *sites: str) -> bool:
         return any(site in self._sites for site in sites)

@@ -9,10 +9,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from peftport.data.columns import Columns
 from peftport.errors import InputError, UnknownName
+from peftport.plain_yaml import read_yaml
 
 _KEYS = ("adapter", "dataset", "labels", "task", "text", "label")
 
@@ -78,12 +77,7 @@ def _csv(path: Path) -> list[tuple[int, Mapping[str, Any]]] | None:
 
 
 def _yaml(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the table '{path}': {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError):
-        raise InputError(f"the table '{path}' is not a YAML file") from None
+    rows = read_yaml(path, "the table")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"the table '{path}' must be a list of lines with adapter and dataset")
     return list(enumerate(rows, start=1))
@@ -132,11 +126,7 @@ def _task(given: Any, where: str, base: Path) -> dict[str, Any] | None:
     if given is None or given == "":
         return None
     if isinstance(given, str):
-        path = base / given
-        try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            raise InputError(f"{where}: cannot read the task '{path}' as YAML") from None
+        given = read_yaml(base / given, f"the task of {where}")
     if not isinstance(given, dict):
         raise InputError(f"{where}: a task must be a mapping or a YAML file, got {given!r}")
     return given

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peftport.errors import InputError
 from peftport.formats import library_for, save_module
-from peftport.hosts.load import Host, load_host
+from peftport.hosts.load import Host, check_length, load_host
 from peftport.methods.base import Module
 from peftport.port_folder.card import Worth, port_card
 from peftport.port_folder.hosts import Named
@@ -274,10 +273,5 @@ def _load(prepared: Prepared, named: Named) -> Host:
         labels = min(t.shape[0] for t in module.head.values())
         head = module.notes.get("head") or "pooler"
     host = load_host(str(named.folder), labels=labels, head=head, verbalisers=words)
-    longest = getattr(host.model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and task.max_tokens > longest:
-        raise InputError(
-            f"host '{named.name}' reads at most {longest} tokens, the task asks for "
-            f"{task.max_tokens}; give --max-tokens {longest} or less"
-        )
+    check_length(named.name, host.longest, task.max_tokens, module.config.shift)
     return host

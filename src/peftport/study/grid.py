@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from peftport.errors import InputError
+from peftport.plain_yaml import parse_yaml, read_yaml
 from peftport.study.rates import Rates, Search, rates_from, rates_to
-from peftport.study.reader import Fields, parse_yaml, read_yaml
+from peftport.study.reader import Fields
 
 INITS = ("ported", "sampled", "scratch", "head-only", "body-only", "probe")
 ABLATIONS = ("head-only", "body-only", "probe")

@@ -17,11 +17,11 @@ from peftport.data.splits import hash_unit, normalise
 from peftport.data.tasks import Task
 from peftport.errors import InputError
 from peftport.hosts.families.base import Family, families
-from peftport.hosts.load import inspect_host
+from peftport.hosts.load import check_length, inspect_host, longest_text
 from peftport.hosts.packaged import is_packaged
 from peftport.hosts.packed.device import dtype_named
 from peftport.hosts.spec import HostSpec
-from peftport.methods.base import MethodConfig, methods
+from peftport.methods.base import MethodConfig, check_config, methods
 from peftport.study.grid import DataRef, Study
 
 #: parts of the data that something is trained on, by who trains there
@@ -111,6 +111,9 @@ def gather(study: Study, dtype: str = "float32") -> Materials:
     }
     for host, spec in specs.items():
         check_dtype(host, spec, dtype)
+        longest = longest_text(located(study, host))
+        shifts = [config.shift for (_, on), config in configs.items() if on == host]
+        check_length(host, longest, task.max_tokens, max(shifts, default=0))
     parts, measured, counts = sentences(study, task)
     unlabelled = parts[TARGET].texts[: study.strategy.texts]
     return Materials(study, task, parts, measured, unlabelled, specs, configs, counts, dtype)
@@ -139,11 +142,9 @@ def in_banks(spec: HostSpec) -> bool:
 def config_of(method: str, given: Mapping[str, Any], spec: HostSpec) -> MethodConfig:
     """A method's config on a host: its default, with what the study's file says of it."""
     cls = methods.get(method)
-    default = cls().default_config(spec).to_json()
-    try:
-        return cls.config_class.from_json({**default, **given})
-    except TypeError as error:
-        raise InputError(f"methods.{method}: {error}; give a value of another kind") from None
+    config = cls.config_class.from_json({**cls().default_config(spec).to_json(), **given})
+    check_config(spec, config)
+    return config
 
 
 def _load(study: Study, ref: DataRef) -> Dataset:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from peftport.errors import InputError
-from peftport.study.reader import Fields, read_yaml
+from peftport.plain_yaml import read_yaml
+from peftport.study.reader import Fields
 
 #: stands for every host or every init that the table does not name
 ANY = "any"

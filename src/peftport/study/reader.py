@@ -1,63 +1,15 @@
-"""Reads YAML that a stranger may have written: size-limited, no aliases, no unknown keys."""
+"""The mappings of a study file, asked for key by key: a message names the key, none is unknown."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
-
-import yaml
 
 from peftport.errors import InputError
 
 T = TypeVar("T")
-MAX_BYTES = 1_000_000
-_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _REQUIRED: Any = object()
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases (they can expand without bound) and without doubled keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.YAMLError(f"key '{key_node.value}' is given twice")
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        InputError: the file is missing, too large or not plain YAML.
-    """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give a YAML file") from None
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"{path} is larger than {MAX_BYTES} bytes; a study file is a page of YAML")
-    return parse_yaml(raw, str(path))
-
-
-def parse_yaml(raw: bytes | str, name: str) -> Any:
-    """The content of YAML text; ``name`` is for error messages."""
-    try:
-        return yaml.load(raw, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, UnicodeDecodeError, RecursionError) as error:
-        text = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{name} is not valid YAML: {text[:200]}") from None
 
 
 def shown(value: Any) -> str:
@@ -164,9 +116,6 @@ class Fields:
         return value
 
     def _number(self, key: str, value: Any) -> float:
-        # YAML 1.1 reads 1e-3 (no dot) as text; people write it all the same
-        if isinstance(value, str) and _FLOAT.fullmatch(value):
-            value = float(value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
             raise self.fail(key, "a number > 0", value)
         return float(value)

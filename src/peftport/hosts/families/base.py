@@ -141,6 +141,10 @@ class Family(ABC):
         """
         return None
 
+    def longest(self, config: Any) -> int | None:
+        """Tokens of the longest text that a host of this config can read; None: any length."""
+        return getattr(config, "max_position_embeddings", None)
+
     def shift_positions(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], by: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

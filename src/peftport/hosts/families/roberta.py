@@ -41,6 +41,10 @@ class Roberta(Bert):
     ) -> Program | None:
         return PackedRoberta(model, spec, own_head=head == "pooler")
 
+    def longest(self, config: Any) -> int:
+        """Positions start behind the padding's."""
+        return int(config.max_position_embeddings - config.pad_token_id - 1)
+
     def shift_positions(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], by: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

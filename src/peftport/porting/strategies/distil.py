@@ -77,8 +77,14 @@ class Distil(Strategy):
                     "classification head; use --strategy effect"
                 )
         wanted = predictions(hosts, "source", source_module(job))  # [texts, C]
+        batch, texts = int(job.options["batch"]), len(hosts.aligned.target)
+        if batch > texts:
+            raise InputError(
+                f"strategy 'distil' was given batches of {batch} and {texts} texts; give more "
+                "texts, or a smaller batch"
+            )
         rate = float(job.options["rate"]) or job.carrier.rate
-        how = Steps(int(job.options["steps"]), int(job.options["batch"]), rate)
+        how = Steps(int(job.options["steps"]), batch, rate)
         starts = _starts(job)
         begun = {name: target_module(job, carried) for name, carried in starts.items()}
         goals = [wanted] * len(begun)
