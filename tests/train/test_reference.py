@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -120,7 +121,17 @@ def test_a_mean_pooled_head_ignores_padding(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": -1}, {"batch_size": 0}, {"lr": 0.0}, {"head_lr": -1.0}]
+    "options",
+    [
+        {"steps": -1},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": math.inf},
+        {"head_lr": -1.0},
+        {"head_lr": math.nan},
+        {"seed": -1},
+        {"seed": 2**63},
+    ],
 )
 def test_specs_refuse_nonsense(options: dict) -> None:
     with pytest.raises(InputError, match="got"):

@@ -7,6 +7,7 @@ faster is measured against it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,8 +51,13 @@ class TrainSpec:
         for name, low in (("steps", 0), ("batch_size", 1)):
             if getattr(self, name) < low:
                 raise InputError(f"{name} must be >= {low}, got {getattr(self, name)}")
-        if not self.lr > 0 or (self.head_lr is not None and not self.head_lr > 0):
-            raise InputError(f"learning rates must be > 0, got {self.lr} and {self.head_lr}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be >= 0 and below 2^63, got {self.seed}")
+        rates = [self.lr] if self.head_lr is None else [self.lr, self.head_lr]
+        if not all(0 < rate < math.inf for rate in rates):
+            raise InputError(
+                f"learning rates must be finite and > 0, got {self.lr} and {self.head_lr}"
+            )
 
 
 def fresh_module(host: Host, config: MethodConfig, seed: int) -> Module:
