@@ -49,7 +49,7 @@ class BottleneckConfig(MethodConfig):
     norm_first: bool = False
 
     def check(self) -> None:
-        self.require(self.reduction > 0, "reduction", "> 0")
+        self.require(self.reduction >= 0.01, "reduction", ">= 0.01")
         self.require(self.activation in ACTIVATIONS, "activation", f"one of {sorted(ACTIVATIONS)}")
         self.require_some("blocks", ("self_attn", "cross_attn", "ff"))
 
