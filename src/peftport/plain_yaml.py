@@ -1,4 +1,4 @@
-"""YAML that a stranger may have written: size-limited, without aliases and doubled keys."""
+"""YAML that a stranger may have written: size-limited, without aliases, tags and doubled keys."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ MAX_BYTES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases (they can expand without bound) and without doubled keys, which
-    reads 1e-3 as a number: YAML 1.1 wants a dot, and people write it all the same."""
+    """Safe YAML without aliases (they can expand without bound), tags and doubled keys, which reads
+    1e-3 as a number: YAML 1.1 wants a dot, and people write it all the same."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
+        if self.peek_event().tag is not None:
+            raise yaml.YAMLError(f"tags ({self.peek_event().tag}) are not allowed")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError("a key must be a word, not a list or mapping")
             if key_node.value in seen:
                 raise yaml.YAMLError(f"key '{key_node.value}' is given twice")
             seen.add(key_node.value)
