@@ -47,9 +47,12 @@ def test_strategies_show_what_they_need(capsys: pytest.CaptureFixture[str]) -> N
     assert rows["ridge"]["needs"] == ["texts"]
     assert rows["subspace"]["needs"] == ["weights"]
     assert rows["subspace"]["options"]["directions"] > 0
+    assert rows["subspace"]["choices"] == {}
+    assert rows["distil"]["options"]["start"] == "nearest" in rows["distil"]["choices"]["start"]
     assert not any("`" in row["what"] for row in rows.values())
     assert run(["list", "strategies"]) == 0
-    assert "weights" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "weights" in told and "start=nearest,effect,silent,copy" in told
 
 
 def test_methods_show_their_options(capsys: pytest.CaptureFixture[str]) -> None:

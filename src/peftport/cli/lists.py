@@ -79,6 +79,7 @@ def _strategies() -> list[Row]:
                 if needed
             ],
             "options": dict(item.options),
+            "choices": {option: list(words) for option, words in item.choices.items()},
             "source": item.reference_url,
             "what": _first_sentence(item),
         }
