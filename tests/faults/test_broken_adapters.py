@@ -309,9 +309,13 @@ PEFT: dict[str, tuple[str, Break, str]] = {
     "base model with a null": ("peft", config(base_model_name_or_path="a\x00b"), "--source"),
     "10**12 virtual tokens": ("prefix", config(num_virtual_tokens=10**12), "its config asks for"),
     "10**9 pairs": ("prefix", config(num_layers=10**9), "its config asks for"),
+    "own length is 10**9": (
+        "prefix",
+        own(config={"method": "prefix", "length": 10**9, "positions": "past"}), "disagree",
+    ),
     "own length is 10**12": (
         "prefix",
-        own(config={"method": "prefix", "length": 10**12, "positions": "past"}), "disagree",
+        own(config={"method": "prefix", "length": 10**12, "positions": "past"}), "below 2^31",
     ),
     "no heads": ("prefix", config(num_attention_heads=0), "num_attention_heads"),
     "a prefix of another shape": ("prefix", first(lambda t: t[:, :-1]), "shape"),
