@@ -130,6 +130,14 @@ def test_scores_that_are_none_are_a_failed_run(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_does_not_fit_is_refused_before_the_host_is_loaded(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peftport.hosts.load.load_host", lambda *_, **__: pytest.fail("loaded"))
+    for method, setting in (("prefix", "length=33"), ("lora", "roles=[gate]"), ("lora", "r=99999")):
+        assert train(place, tmp_path / "out", method, "--set", setting) == 2
+
+
 def test_a_text_and_a_prefix_must_have_places(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

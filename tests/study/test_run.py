@@ -303,6 +303,18 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_plan_refuses_texts_that_have_no_place(pico: Path, cli: Cli, tmp_path: Path) -> None:
+    for path in pico.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    text = (pico / "pico.yaml").read_text()
+    file = tmp_path / "long.yaml"
+    for tokens, code in ((96, 0), (97, 2)):
+        file.write_text(f"{text}\ntask: {{max-tokens: {tokens}}}\n")
+        answer = cli("plan", file)
+        assert answer.code == code, answer.err
+    assert "reads at most 96 tokens, the task asks for 97" in answer.err
+
+
 def test_wrong_commands_are_one_line(pico: Path, finished: Path, cli: Cli, tmp_path: Path) -> None:
     file = pico / "pico.yaml"
     for args, message in (

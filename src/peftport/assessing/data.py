@@ -14,6 +14,7 @@ from peftport.assessing.settings import Settings
 from peftport.data.datasets import Dataset
 from peftport.data.splits import hash_unit, normalise, split_of
 from peftport.errors import InputError, UnknownName
+from peftport.kinds import is_whole
 from peftport.methods.base import Module
 from peftport.port_folder.texts import read_texts
 from peftport.study.materials import Part
@@ -142,7 +143,7 @@ def _mapped(dataset: Dataset, labels: LabelMap, own: list[str], many: int) -> li
         place = own.index(given) if isinstance(given, str) and given in own else given
         if isinstance(place, str) and place.isdecimal():
             place = int(place)
-        if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < many:
+        if not is_whole(place) or not 0 <= place < many:
             known = f"0..{many - 1}" + (f" or {', '.join(own)}" if own else "")
             raise InputError(f"class '{name}' is mapped to '{given}'; expected {known}")
         found.append(place)

@@ -99,10 +99,13 @@ def train(
     task = _task(facts, dataset)
 
     from peftport.cli.training import run_training
-    from peftport.hosts.load import check_length, inspect_host, load_host
+    from peftport.hosts.load import check_length, inspect_host, load_host, longest_text
     from peftport.study.materials import check_dtype, config_of
 
-    check_dtype(host, inspect_host(host), weights)
+    host_spec = inspect_host(host)
+    check_dtype(host, host_spec, weights)
+    config = config_of(method, given, host_spec)
+    check_length(host, longest_text(host), task.max_tokens, config.shift)
     if where.type != "cpu":
         use_deterministic(where)
     loaded = load_host(
@@ -113,8 +116,6 @@ def train(
         device=where,
         verbalisers=task.verbalisers,
     )
-    config = config_of(method, given, loaded.spec)
-    check_length(host, loaded.longest, task.max_tokens, config.shift)
     result = run_training(loaded, config, dataset, task, spec, quiet=quiet)
     result.save(output)
     if as_json:

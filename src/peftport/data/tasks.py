@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from peftport.errors import InputError, UnknownName
+from peftport.kinds import is_whole
 
 _SLOT = "{text}"
 
@@ -69,7 +70,7 @@ class Task:
         if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
             raise InputError(f"task.verbalisers must be a list of words, got {words!r}")
         tokens = given.get("max_tokens", cls.max_tokens)
-        if not isinstance(tokens, int) or isinstance(tokens, bool):
+        if not is_whole(tokens):
             raise InputError(f"task.max_tokens must be an integer, got {tokens!r}")
         return cls(**{**given, "verbalisers": tuple(words)})
 

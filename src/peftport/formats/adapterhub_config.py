@@ -11,6 +11,7 @@ from torch import Tensor
 from peftport.errors import InputError
 from peftport.formats import keys
 from peftport.hosts.spec import HostSpec
+from peftport.kinds import is_number
 from peftport.methods.base import MethodConfig
 from peftport.methods.bottleneck import ACTIVATIONS, BottleneckConfig
 from peftport.methods.compacter import CompacterConfig
@@ -130,7 +131,7 @@ def bottleneck(options: Mapping[str, Any], spec: HostSpec) -> BottleneckConfig:
         skip.add("residual_before_ln")  # the same thing without the norm
     _refuse_others(options, _BOTTLENECK, skip)
     reduction, activation = options.get("reduction_factor"), options.get("non_linearity")
-    if not isinstance(reduction, (int, float)) or isinstance(reduction, bool):
+    if not is_number(reduction):
         raise InputError(
             f"AdapterHub option reduction_factor = {reduction!r} is not supported; expected one "
             "number for all layers"

@@ -28,6 +28,7 @@ from peftport.formats import facts as ours
 from peftport.formats import fused, keys
 from peftport.formats.files import read_json, read_tensors, write_json, write_tensors
 from peftport.hosts.spec import HostSpec, Site
+from peftport.kinds import is_number, is_whole
 from peftport.methods.base import Method, MethodConfig, Module, State, methods
 from peftport.methods.lora import LoraConfig
 from peftport.methods.prefix import PrefixConfig
@@ -254,7 +255,7 @@ def _not_off(option: str, value: object) -> InputError:
 
 def _whole(facts: Mapping[str, Any], name: str) -> int:
     value = facts.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_whole(value) or value < 1:
         raise InputError(f"PEFT option {name} must be a whole number >= 1, got {value!r}")
     return value
 
@@ -332,7 +333,7 @@ def _rank(facts: Mapping[str, Any], path: str) -> tuple[int, float]:
     for pattern, option in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         own[option] = (facts.get(pattern) or {}).get(path.rpartition(".")[2], facts.get(option))
     r, alpha = _whole(own, "r"), own.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
+    if not is_number(alpha) or not 0 < alpha < math.inf:
         raise InputError(f"PEFT option lora_alpha must be > 0, got {alpha!r}")
     # rslora scales by alpha / sqrt(r) = (alpha sqrt(r)) / r
     return r, float(alpha * math.sqrt(r) if facts.get("use_rslora") else alpha)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from peftport.errors import InputError
 from peftport.hosts.families.base import Family
 from peftport.hosts.spec import HostSpec, Site
+from peftport.kinds import is_number, is_whole
 from peftport.registry import Registry
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class MethodConfig:
     method: ClassVar[str]
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        for name, hint in get_type_hints(type(self)).items():
             if hint in _KINDS:
                 fits, expected = _KINDS[hint]
                 self.require(fits(getattr(self, name)), name, expected)
@@ -72,19 +73,13 @@ class MethodConfig:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
-def _hints(config: type[MethodConfig]) -> dict[str, Any]:
-    """Types of a config's fields by name."""
-    hints = get_type_hints(config)
-    return {f.name: hints[f.name] for f in fields(config)}
-
-
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
+    return is_whole(value) and abs(value) < 2**31
 
 
 def _number(value: object) -> bool:
     """False for NaN and infinity too."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+    return is_number(value) and abs(value) < 1e9
 
 
 def _words(value: object) -> bool:
@@ -94,10 +89,7 @@ def _words(value: object) -> bool:
 #: what the values of a field of this type must be, and in words
 _KINDS: dict[Any, tuple[Callable[[object], bool], str]] = {
     int: (_whole, "a whole number below 2^31"),
-    int | None: (
-        lambda value: value is None or _whole(value),
-        "a whole number or null",
-    ),
+    int | None: (lambda value: value is None or _whole(value), "a whole number or null"),
     float: (_number, "a finite number"),
     bool: (lambda value: isinstance(value, bool), "true or false"),
     str: (lambda value: isinstance(value, str), "a word"),

@@ -11,6 +11,7 @@ from typing import Any
 from peftport.errors import HostMismatch, InputError, UnknownName
 from peftport.hosts.families.base import families
 from peftport.hosts.spec import HostSpec, Site
+from peftport.kinds import is_number, is_whole
 from peftport.methods.base import SHARED, MethodConfig, Module, method_of
 from peftport.porting.carriers.base import carrier_of
 from peftport.porting.layers import LAYER_RULES, LayerMap, depth_map, layers_by
@@ -249,21 +250,15 @@ def _options(strategy: Strategy, given: Mapping[str, Any]) -> dict[str, Any]:
         if name in strategy.choices:
             fits = value in strategy.choices[name]
             expected = f"one of {', '.join(strategy.choices[name])}"
-        elif _is_a(int, usual):
-            fits, expected = _is_a(int, value) and value >= 1, "a whole number >= 1"
-        elif _is_a(float, usual):
-            number = _is_a(int, value) or _is_a(float, value)
-            fits, expected = number and 0 <= value < math.inf, "a number >= 0"
+        elif is_whole(usual):
+            fits, expected = is_whole(value) and value >= 1, "a whole number >= 1"
+        elif is_number(usual):
+            fits, expected = is_number(value) and 0 <= value < math.inf, "a number >= 0"
         if not fits:
             raise InputError(
                 f"option '{name}' of strategy '{strategy.name}' must be {expected}, got {value!r}"
             )
     return {**strategy.options, **given}
-
-
-def _is_a(kind: type, value: object) -> bool:
-    """A bool is no int here."""
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check_families(source: HostSpec, target: HostSpec) -> None:

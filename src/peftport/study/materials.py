@@ -111,9 +111,7 @@ def gather(study: Study, dtype: str = "float32") -> Materials:
     }
     for host, spec in specs.items():
         check_dtype(host, spec, dtype)
-        longest = longest_text(located(study, host))
-        shifts = [config.shift for (_, on), config in configs.items() if on == host]
-        check_length(host, longest, task.max_tokens, max(shifts, default=0))
+        check_texts(study, host, task, [c for (_, on), c in configs.items() if on == host])
     parts, measured, counts = sentences(study, task)
     unlabelled = parts[TARGET].texts[: study.strategy.texts]
     return Materials(study, task, parts, measured, unlabelled, specs, configs, counts, dtype)
@@ -132,6 +130,12 @@ def check_dtype(host: str, spec: HostSpec, dtype: str) -> None:
             f"host '{host}' has no packed program, so modules are trained on it in float32 "
             f"only; leave --dtype {dtype} out"
         )
+
+
+def check_texts(study: Study, host: str, task: Task, configs: Sequence[MethodConfig]) -> None:
+    """Raises InputError where a host has not a place for every token, behind a prefix too."""
+    longest = longest_text(located(study, host))
+    check_length(host, longest, task.max_tokens, max((c.shift for c in configs), default=0))
 
 
 def in_banks(spec: HostSpec) -> bool:

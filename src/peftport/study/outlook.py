@@ -19,7 +19,15 @@ from peftport.methods.base import MethodConfig, methods
 from peftport.study.banks import compose
 from peftport.study.estimate import body_parameters
 from peftport.study.grid import Study
-from peftport.study.materials import OTHER, Materials, Part, config_of, located, sentences
+from peftport.study.materials import (
+    OTHER,
+    Materials,
+    Part,
+    check_texts,
+    config_of,
+    located,
+    sentences,
+)
 from peftport.study.plan import Plan, Training, make_plan
 
 #: what benchmarks/device_probe.py writes; texts of a slot there
@@ -91,6 +99,9 @@ def on_paper(study: Study) -> Materials:
         for method, given in study.methods.items()
         for host, spec in specs.items()
     }
+    for host in specs:
+        if planned_spec(host) is None:
+            check_texts(study, host, task, [c for (_, on), c in configs.items() if on == host])
     alone = replace(study, data=replace(study.data, settings=("same",), other=None))
     parts, measured, counts = sentences(alone, task)
     if study.data.other is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from peftport.errors import InputError
+from peftport.kinds import is_number, is_whole
 
 T = TypeVar("T")
 _REQUIRED: Any = object()
@@ -111,12 +112,12 @@ class Fields:
         return value
 
     def _whole(self, key: str, value: Any, least: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        if not is_whole(value) or not least <= value < 2**31:
             raise self.fail(key, f"a whole number >= {least}", value)
         return value
 
     def _number(self, key: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        if not is_number(value) or not 0 < value < 1e6:
             raise self.fail(key, "a number > 0", value)
         return float(value)
 

@@ -76,15 +76,15 @@ class Distil(Strategy):
                     "strategy 'distil' compares class predictions, and this module has no "
                     "classification head; use --strategy effect"
                 )
-        wanted = predictions(hosts, "source", source_module(job))  # [texts, C]
-        batch, texts = int(job.options["batch"]), len(hosts.aligned.target)
+        batch, texts = job.options["batch"], len(hosts.aligned.target)
         if batch > texts:
             raise InputError(
                 f"strategy 'distil' was given batches of {batch} and {texts} texts; give more "
                 "texts, or a smaller batch"
             )
+        wanted = predictions(hosts, "source", source_module(job))  # [texts, C]
         rate = float(job.options["rate"]) or job.carrier.rate
-        how = Steps(int(job.options["steps"]), batch, rate)
+        how = Steps(job.options["steps"], batch, rate)
         starts = _starts(job)
         begun = {name: target_module(job, carried) for name, carried in starts.items()}
         goals = [wanted] * len(begun)
